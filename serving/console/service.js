@@ -1,0 +1,32 @@
+/* The service: its public HTTP API as the page uses it, and its one error shape as errors with `code`, `field`, `status`. */
+
+const failure = ({ message, code = "unknown", field }, status = 0) => Object.assign(new Error(message), { code, field, status });
+
+/** One call, by an address relative to the page: the console also works below a route prefix. */
+async function call(method, path, body, signal) {
+  const headers = { "content-type": "application/json" };
+  const reply = await fetch(path, { method, headers, body: JSON.stringify(body), signal }).catch((cause) => {
+    if (cause.name === "AbortError") throw cause;
+    throw failure({ code: "unreachable", message: "The service cannot be reached. Is it running?" });
+  });
+  const answer = await reply.json().catch(() => null);
+  if (reply.ok && answer !== null) return answer;
+  throw failure(answer?.error ?? { message: `The service answered ${reply.status} without a word.` }, reply.status);
+}
+
+/** What is known of a person nobody has heard of yet. */
+export const STRANGER = { attributes: {}, history: [], events: 0 };
+
+export const segment = encodeURIComponent;
+export const api = {
+  recommend: (body, signal) => call("POST", "v1/recommendations", body, signal),
+  similar: (body) => call("POST", "v1/similar", body),
+  send: (event) => call("POST", "v1/events", event),
+  users: () => call("GET", "v1/users?limit=100"),
+  items: (query) => call("GET", `v1/items?limit=12&q=${segment(query)}`),
+  item: (id) => call("GET", `v1/items/${segment(id)}`),
+  profile: (id, signal) => call("GET", `v1/users/${segment(id)}/profile`, undefined, signal).catch((error) => {
+    if (error.status === 404) return STRANGER;
+    throw error;
+  }),
+};

@@ -1,0 +1,126 @@
+"""Selectors: which candidates take which place on the slate."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from serving.pipeline.query import Reason
+from serving.pipeline.reasons import reasons_for
+from serving.pipeline.stage import Selector
+from serving.pipeline.work import Place, Work
+
+
+class Diversity(Selector):
+    """Maximal marginal relevance (Carbonell & Goldstein, 1998): each place weighs score against likeness to those above."""
+
+    name = "diversity"
+
+    def applies(self, work: Work) -> bool:
+        """Only where the placement asks for it."""
+        return work.placement.diversity > 0 and len(work.candidates) > 2 and work.query.candidates is None
+
+    def work(self, work: Work) -> dict[str, object]:
+        """Reorder the head of the candidates; the tail keeps its order behind it."""
+        share = work.placement.diversity
+        head = min(len(work.candidates), 4 * work.query.k)
+        vectors = work.catalogue.vectors(work.candidates.rows[:head])
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        score = work.candidates.score[:head]
+        value = (score - score.min()) / max(float(score.max() - score.min()), 1e-9)
+        nearest = np.full(head, -1.0, dtype=np.float32)
+        open_ = np.ones(head, dtype=bool)
+        order = []
+        for place in range(min(head, work.query.k)):
+            merit = value if place == 0 else (1 - share) * value - share * nearest
+            best = int(np.argmax(np.where(open_, merit, -np.inf)))
+            order.append(best)
+            open_[best] = False
+            nearest = np.maximum(nearest, vectors @ vectors[best])
+        rest = [at for at in range(len(work.candidates)) if at >= head or open_[at]]
+        moved = sum(at != place for place, at in enumerate(order))
+        work.candidates = work.candidates.take(np.array(order + rest, dtype=np.int64))
+        return {"note": f"{moved} places changed"}
+
+
+class Caps(Selector):
+    """Cap rules: at most so many items with one value of an attribute."""
+
+    name = "caps"
+
+    def applies(self, work: Work) -> bool:
+        """Only where such a rule is in force, and not for the caller's own list."""
+        return bool(work.rules.caps) and work.query.candidates is None
+
+    def work(self, work: Work) -> dict[str, object]:
+        """Drop what is over a limit, walking down the list."""
+        counts: Counter[tuple[str, object]] = Counter()
+        kept, dropped = [], []
+        for at, row in enumerate(work.candidates.rows.tolist()):
+            over = self._over(work, row, counts)
+            if over is None:
+                kept.append(at)
+            else:
+                dropped.append({"item_id": work.catalogue.id(row), "reason": f"rule {over}"})
+        work.candidates = work.candidates.take(np.array(kept, dtype=np.int64))
+        return {"removed": dropped[:20]}
+
+    def _over(self, work: Work, row: int, counts: Counter[tuple[str, object]]) -> str | None:
+        keys = []
+        for rule, attribute, limit in work.rules.caps:
+            value = work.catalogue.value(row, attribute)
+            for one in value if isinstance(value, tuple) else (value,):
+                if one is None:
+                    continue
+                if counts[(rule.id, one)] >= limit:
+                    return str(rule.id)
+                keys.append((rule.id, one))
+        counts.update(keys)
+        return None
+
+
+class Slate(Selector):
+    """The list itself: the best k, with pinned items at their positions, each with its reasons."""
+
+    name = "slate"
+
+    def count(self, work: Work) -> int:
+        """Candidates before, places after."""
+        return len(work.slate) or len(work.candidates)
+
+    def work(self, work: Work) -> dict[str, object]:
+        """Place the pins, fill the rest from the top."""
+        k = work.query.k if work.query.candidates is None else len(work.candidates)
+        pinned = self._pins(work, k)
+        taken = {at for at, _ in pinned.values()}
+        rest = iter([at for at in range(len(work.candidates)) if at not in taken])
+        order = []
+        for place in range(min(k, len(work.candidates))):
+            at = pinned[place][0] if place in pinned else next(rest, None)
+            if at is not None:
+                order.append(at)
+        # A pin may stand behind the end of a short list: it closes the list then.
+        order += [at for place, (at, _) in sorted(pinned.items()) if at not in order][: k - len(order)]
+        for at, rule in pinned.values():
+            row = int(work.candidates.rows[at])
+            reason = Reason(code="pinned", text=rule.description or "Featured", rule_id=rule.id)
+            work.effects.setdefault(row, []).insert(0, reason)
+        work.slate = [
+            Place(int(work.candidates.rows[at]), float(work.candidates.score[at]), reasons_for(work, at))
+            for at in order
+        ]
+        return {"pins": len(pinned)}
+
+    def _pins(self, work: Work, k: int) -> dict[int, tuple[int, object]]:
+        """Position -> (candidate, rule). The stronger rule keeps a contested position, the other takes the next one."""
+        if work.query.candidates is not None:
+            return {}
+        placed: dict[int, tuple[int, object]] = {}
+        for rule, mask, position in work.rules.pins:
+            used = {at for at, _ in placed.values()}
+            found = [at for at in np.flatnonzero(mask[work.candidates.rows]).tolist() if at not in used]
+            free = [place for place in range(position, k) if place not in placed]
+            if found and free:
+                placed[free[0]] = (found[0], rule)
+        return placed

@@ -1,0 +1,371 @@
+"""Conditions: one small typed tree, written as JSON and evaluated two ways that always agree.
+
+`matches` asks it of one row (a request's facts, one item), `mask` of a whole segment of items at once. A missing
+attribute fulfils no comparison, not even `ne`; only `exists` tells. An attribute with several values fulfils a
+comparison when any of them does, and `ne` when none is equal. Booleans are the numbers 0 and 1. A text that is an
+ISO 8601 date also stands for that moment, and without a time for the whole day (UTC).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from embeddings.errors import InputError, unknown_name
+from serving.policy.columns import DAY_S, FIELDS, ItemColumns, Mask, Selection, Span, cells, moment
+
+MAX_DEPTH = 8
+MAX_NODES = 200
+MAX_VALUES = 1000
+MAX_TEXT = 256
+MAX_DAYS = 36_525.0
+
+OPS = ("eq", "ne", "lt", "le", "gt", "ge", "in", "contains", "between", "exists", "within_days")
+
+Scalar = bool | int | float | str
+
+
+class Condition(ABC):
+    """A node of the tree. Immutable and hashable; equal trees are equal."""
+
+    __slots__ = ()
+
+    def matches(self, row: Mapping[str, Any], *, now: float | None = None) -> bool:
+        """Whether one row fulfils it; `now` in seconds since 1970 (default: the clock) is what `within_days` needs."""
+        return self._matches(row, time.time() if now is None else now)
+
+    def mask(self, columns: ItemColumns, *, now: float | None = None) -> Mask:
+        """[n] whether each item fulfils it; a new array, the caller's to change."""
+        return self._mask(columns, time.time() if now is None else now)
+
+    @property
+    @abstractmethod
+    def timed(self) -> bool:
+        """Whether the outcome changes as time goes by, the rows being the same."""
+
+    @abstractmethod
+    def attributes(self) -> frozenset[str]:
+        """Every attribute that is named in it."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON that `parse` reads back into an equal tree."""
+
+    @abstractmethod
+    def _matches(self, row: Mapping[str, Any], now: float) -> bool: ...
+
+    @abstractmethod
+    def _mask(self, columns: ItemColumns, now: float) -> Mask: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Group(Condition):
+    children: tuple[Condition, ...]
+
+    @property
+    def timed(self) -> bool:
+        return any(child.timed for child in self.children)
+
+    def attributes(self) -> frozenset[str]:
+        return frozenset().union(*(child.attributes() for child in self.children))
+
+
+class AllOf(_Group):
+    """Every child holds: `{"all": [...]}`."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"all": [child.to_json() for child in self.children]}
+
+    def _matches(self, row: Mapping[str, Any], now: float) -> bool:
+        return all(child._matches(row, now) for child in self.children)
+
+    def _mask(self, columns: ItemColumns, now: float) -> Mask:
+        return reduce(np.logical_and, (child._mask(columns, now) for child in self.children))
+
+
+class AnyOf(_Group):
+    """At least one child holds: `{"any": [...]}`."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"any": [child.to_json() for child in self.children]}
+
+    def _matches(self, row: Mapping[str, Any], now: float) -> bool:
+        return any(child._matches(row, now) for child in self.children)
+
+    def _mask(self, columns: ItemColumns, now: float) -> Mask:
+        return reduce(np.logical_or, (child._mask(columns, now) for child in self.children))
+
+
+@dataclass(frozen=True, slots=True)
+class Not(Condition):
+    """The child does not hold: `{"not": {...}}`."""
+
+    child: Condition
+
+    @property
+    def timed(self) -> bool:
+        return self.child.timed
+
+    def attributes(self) -> frozenset[str]:
+        return self.child.attributes()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"not": self.child.to_json()}
+
+    def _matches(self, row: Mapping[str, Any], now: float) -> bool:
+        return not self.child._matches(row, now)
+
+    def _mask(self, columns: ItemColumns, now: float) -> Mask:
+        return ~self.child._mask(columns, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison(Condition):
+    """One attribute against one value, or a tuple of values; `parse` checks what it is given, this does not."""
+
+    attribute: str
+    op: str
+    value: Scalar | tuple[Scalar, ...]
+    _selection: Selection = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_selection", _selection(self.op, self.value))
+
+    @property
+    def timed(self) -> bool:
+        return self.op == "within_days"
+
+    def attributes(self) -> frozenset[str]:
+        return frozenset((self.attribute,))
+
+    def to_json(self) -> dict[str, Any]:
+        value = list(self.value) if isinstance(self.value, tuple) else self.value
+        return {"attribute": self.attribute, "op": self.op, "value": value}
+
+    def _matches(self, row: Mapping[str, Any], now: float) -> bool:
+        found = cells(row.get(self.attribute))
+        if self.op == "exists":
+            return bool(found) == self.value
+        if self.op == "within_days":
+            return any(_instant(cell) > self._since(now) for cell in found)
+        hit = any(self._selection.holds(cell) for cell in found)
+        return bool(found) and not hit if self.op == "ne" else hit
+
+    def _mask(self, columns: ItemColumns, now: float) -> Mask:
+        column = columns.column(self.attribute)
+        if self.op == "exists":
+            return column.present() if self.value else ~column.present()
+        if self.op == "within_days":
+            return column.younger(self._since(now))
+        hit = column.mask(self._selection)
+        return column.present() & ~hit if self.op == "ne" else hit
+
+    def _since(self, now: float) -> float:
+        assert isinstance(self.value, int | float)
+        return now - self.value * DAY_S
+
+
+def _instant(cell: float | str) -> float:
+    if isinstance(cell, str):
+        found = moment(cell)
+        return found[0] if found else -math.inf
+    return cell
+
+
+def _bounds(value: Scalar) -> list[tuple[float, float] | tuple[str, str]]:
+    """First and last of what a value stands for: as a text, as a number, or (a date) as both."""
+    if not isinstance(value, str):
+        return [(float(value), float(value))]
+    found = moment(value)
+    return [(value, value), found] if found else [(value, value)]
+
+
+def _selection(op: str, value: Scalar | tuple[Scalar, ...]) -> Selection:
+    if op in ("exists", "within_days"):
+        return Selection()
+    values = value if isinstance(value, tuple) else (value,)
+    bounds = [pair for one in values for pair in _bounds(one)]
+    if op in ("eq", "ne", "in", "contains"):
+        spans = tuple(Span(low=low, high=high) for low, high in bounds if low != high)
+        return Selection(frozenset(low for low, high in bounds if low == high), spans)
+    if op == "between":
+        lows, highs = (dict((type(pair[0]), pair) for pair in _bounds(one)) for one in values)
+        return Selection(spans=tuple(Span(low=lows[kind][0], high=highs[kind][1]) for kind in lows if kind in highs))
+    return Selection(spans=tuple(_order(op, low, high) for low, high in bounds))
+
+
+def _order(op: str, low: float | str, high: float | str) -> Span:
+    match op:
+        case "lt":
+            return Span(high=low, high_open=True)
+        case "le":
+            return Span(high=high)
+        case "gt":
+            return Span(low=high, low_open=True)
+        case _:
+            return Span(low=low)
+
+
+def parse(raw: Mapping[str, Any], *, known: Iterable[str] | None, field: str = "filter") -> Condition:
+    """Read a condition from JSON.
+
+    `known` are the attributes that may be named (None: any). Raises `InputError` that says what is wrong and, in
+    `field`, where: "filter.all.1.value". Bounds: `MAX_DEPTH` levels, `MAX_NODES` nodes, `MAX_VALUES` values in a list.
+    """
+    names = known if known is None or isinstance(known, Collection) else frozenset(known)
+    return _Parser(names, field).node(raw, field, 1)
+
+
+class _Parser:
+    def __init__(self, known: Collection[str] | None, root: str) -> None:
+        self.known = known
+        self.root = root
+        self.nodes = 0
+
+    def node(self, raw: object, path: str, depth: int) -> Condition:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise _wrong(self.root, f"has more than {MAX_NODES} conditions")
+        if depth > MAX_DEPTH:
+            raise _wrong(path, f"is nested more than {MAX_DEPTH} levels deep")
+        if not isinstance(raw, Mapping):
+            raise _wrong(path, f"must be an object; {_SHAPES}")
+        if "all" in raw:
+            return AllOf(self._children(raw, "all", path, depth))
+        if "any" in raw:
+            return AnyOf(self._children(raw, "any", path, depth))
+        if "not" in raw:
+            _only(raw, ("not",), path)
+            return Not(self.node(raw["not"], f"{path}.not", depth + 1))
+        return self._comparison(raw, path)
+
+    def _children(self, raw: Mapping[str, Any], key: str, path: str, depth: int) -> tuple[Condition, ...]:
+        _only(raw, (key,), path)
+        children, path = raw[key], f"{path}.{key}"
+        if not isinstance(children, list | tuple) or not children:
+            raise _wrong(path, "must be a list of at least one condition")
+        return tuple(self.node(child, f"{path}.{place}", depth + 1) for place, child in enumerate(children))
+
+    def _comparison(self, raw: Mapping[str, Any], path: str) -> Comparison:
+        keys = ("attribute", "op", "value")
+        _only(raw, keys, path)
+        for key in keys:
+            if key not in raw:
+                raise _wrong(f"{path}.{key}" if raw else path, f"is missing; {_SHAPES}")
+        name, op = raw["attribute"], raw["op"]
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_TEXT:
+            raise _wrong(f"{path}.attribute", f"must be a text of 1 to {MAX_TEXT} characters")
+        if self.known is not None and name not in self.known:
+            raise unknown_name("attribute", name, self.known, field=f"{path}.attribute")
+        if not isinstance(op, str) or op not in OPS:
+            raise unknown_name("op", str(op)[:MAX_TEXT], OPS, field=f"{path}.op")
+        value = _value(op, raw["value"], f"{path}.value")
+        _check_kind(name, op, value, path)
+        return Comparison(name, op, value)
+
+
+_SHAPES = """known: {"all": [...]}, {"any": [...]}, {"not": {...}}, {"attribute": ..., "op": ..., "value": ...}"""
+
+
+def _wrong(path: str, what: str) -> InputError:
+    return InputError(f"{path}: {what}", field=path)
+
+
+def _only(raw: Mapping[str, Any], keys: tuple[str, ...], path: str) -> None:
+    for key in raw:
+        if key not in keys:
+            raise _wrong(f"{path}.{key}", f"does not belong here; {_SHAPES}")
+
+
+def _value(op: str, raw: object, path: str) -> Scalar | tuple[Scalar, ...]:
+    match op:
+        case "exists":
+            if not isinstance(raw, bool):
+                raise _wrong(path, "must be true or false")
+            return raw
+        case "within_days":
+            if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 < raw <= MAX_DAYS:
+                raise _wrong(path, f"must be a number of days above 0 and up to {MAX_DAYS:.0f}")
+            return raw
+        case "between":
+            return _interval(raw, path)
+        case "in":
+            return _values(raw, path)
+        case "contains" if isinstance(raw, list | tuple):
+            return _values(raw, path)
+        case "lt" | "le" | "gt" | "ge":
+            return _orderable(raw, path)
+        case _:
+            return _scalar(raw, path)
+
+
+def _scalar(raw: object, path: str) -> Scalar:
+    if isinstance(raw, str) and len(raw) <= MAX_TEXT and "\x00" not in raw and _encodable(raw):
+        return raw
+    if isinstance(raw, bool | int | float) and abs(raw) <= sys.float_info.max:
+        return raw
+    raise _wrong(path, f"must be a finite number, true, false or a text of at most {MAX_TEXT} characters")
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _orderable(raw: object, path: str) -> Scalar:
+    value = _scalar(raw, path)
+    if isinstance(value, bool):
+        raise _wrong(path, "must be a number or a text, true and false have no order")
+    return value
+
+
+def _values(raw: object, path: str) -> tuple[Scalar, ...]:
+    if not isinstance(raw, list | tuple) or not 1 <= len(raw) <= MAX_VALUES:
+        raise _wrong(path, f"must be a list of 1 to {MAX_VALUES} values")
+    return tuple(_scalar(value, f"{path}.{place}") for place, value in enumerate(raw))
+
+
+def _interval(raw: object, path: str) -> tuple[Scalar, ...]:
+    if not isinstance(raw, list | tuple) or len(raw) != 2:
+        raise _wrong(path, "must be a list of two values, the lowest and the highest")
+    low, high = (_orderable(value, f"{path}.{place}") for place, value in enumerate(raw))
+    (first, *_), (last, *_) = (_bounds(value)[::-1] for value in (low, high))
+    if type(first[0]) is not type(last[0]):
+        raise _wrong(path, "must be two numbers, two dates or two other texts")
+    if first[0] > last[1]:  # type: ignore[operator]  # the line above made them the same kind
+        raise _wrong(path, "must have the lowest value first")
+    return low, high
+
+
+def _check_kind(name: str, op: str, value: Scalar | tuple[Scalar, ...], path: str) -> None:
+    """Refuse a comparison that no item can fulfil, because the field never holds such a value."""
+    kind = FIELDS.get(name)
+    if kind is None or op == "exists":
+        return
+    if op == "within_days":
+        if kind != "date":
+            raise _wrong(f"{path}.op", f"'within_days' needs a date, and '{name}' holds a {kind}")
+        return
+    for one in value if isinstance(value, tuple) else (value,):
+        if not _FITS[kind](one):
+            raise _wrong(f"{path}.value", f"'{name}' holds a {kind}, which {json.dumps(one)} is not")
+
+
+_FITS: dict[str, Callable[[Scalar], bool]] = {
+    "text": lambda value: isinstance(value, str),
+    "number": lambda value: not isinstance(value, bool | str),
+    "boolean": lambda value: isinstance(value, bool),
+    "date": lambda value: isinstance(value, str) and moment(value) is not None,
+}

@@ -1,0 +1,105 @@
+"""Shared fixtures: a small world with a known answer, an engine over it, and a live service.
+
+The world needs no training: the id vectors of a group of items point in one direction, and a user tower without blocks
+looks in the direction of the last event. So whoever touches an item of a group must be offered that group.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from embeddings.bundle import build_towers, point_to, write_bundle
+from embeddings.features import FeatureSpec
+from embeddings.index import VectorIndex
+from embeddings.ranker import Ranker, RankerConfig
+from embeddings.schema import Item, to_table
+from embeddings.two_tower import TowerConfig
+
+# Shared machines pause for longer than any deadline is worth.
+settings.register_profile("bespoke", deadline=None, max_examples=60)
+settings.load_profile("bespoke")
+
+GROUPS = 4
+PER_GROUP = 25
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def require(condition: object, what: str) -> None:
+    """Skip with a word where something is missing; in CI its absence is a failure."""
+    if condition:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have {what}")
+    pytest.skip(f"needs {what}")
+
+
+def world_items() -> list[Item]:
+    return [
+        Item(
+            item_id=f"g{group}-{place}",
+            title=f"Group {group} item {place}",
+            categories=[f"group-{group}"],
+            attributes={"brand": f"brand-{place % 5}", "rank": float(place)},
+            price=float(place + 1),
+            created_at=NOW - timedelta(days=100 + place),
+        )
+        for group in range(GROUPS)
+        for place in range(PER_GROUP)
+    ]
+
+
+def write_world(releases: Path, name: str = "world-1", *, with_ranker: bool = True) -> Path:
+    """Write the known-answer release and point to it."""
+    items = world_items()
+    config = TowerConfig(dim=8, layers=0, max_history=10, dropout=0.0, id_dropout=0.0)
+    spec = FeatureSpec.fit(items, context_buckets=16)
+    torch.manual_seed(0)
+    towers = build_towers(config, spec, items=len(items)).eval()
+    with torch.no_grad():
+        for parameter in towers.parameters():
+            parameter.zero_()
+        towers.users.norm_in.weight.fill_(1.0)
+        towers.users.norm_out.weight.fill_(1.0)
+        for row, item in enumerate(items):
+            group = int(item.item_id[1])
+            towers.items.ids.weight[row + 1, 2 * group] = 1.0
+            towers.items.ids.weight[row + 1, 2 * group + 1] = 0.5 - row % PER_GROUP / 100
+        for row, token in enumerate(spec.tokens):
+            if token.startswith("categories=group-"):
+                towers.items.tokens.weight[row, 2 * int(token[-1])] = 0.5
+    matrix = towers.items.encode(spec.item_features(items, np.arange(len(items))))
+    ranker = Ranker(RankerConfig(objectives=("view", "purchase"), candidates=50), dim=8).eval() if with_ranker else None
+    popularity = np.tile(np.arange(len(items), 0, -1, dtype=np.float64)[:, None], (1, 2))
+    folder = write_bundle(
+        releases,
+        name=name,
+        spec=spec,
+        towers=towers,
+        ranker=ranker,
+        items=to_table(items, Item),
+        popularity=popularity,
+        matrix=matrix,
+        index=VectorIndex.build(matrix),
+        data_fingerprint="world",
+        recipe={},
+        metrics={},
+        counts={"events": 0},
+    )
+    point_to(releases, name)
+    return folder
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Path:
+    """A folder of releases with the known-answer world in service."""
+    folder = tmp_path / "releases"
+    write_world(folder)
+    return folder

@@ -1,0 +1,266 @@
+"""Events as arrays, and splits that never look into the future.
+
+A `Dataset` holds every event sorted by person and time, stably, so that events of one second keep the order they came
+in. A split marks the events that training may see and lists `Targets`: at this point of this person's history, these
+items were to be found. Nothing is copied: a target is a position, its history is what lies before it.
+
+Shapes: U people, E events, N items, Q targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embeddings.errors import DataError, InputError
+from embeddings.features import EventKind, FeatureSpec, Ints
+from embeddings.ids import IdMap
+from embeddings.schema import EVENTS, ITEMS, Item, from_table, to_table
+
+Times = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """All events of all people, oldest first: those of person u lie at `offsets[u]:offsets[u + 1]`."""
+
+    users: IdMap
+    items: IdMap
+    item_table: pa.Table
+    user_attributes: tuple[Mapping[str, Any], ...]
+    contexts: tuple[Mapping[str, Any], ...]
+    spec: FeatureSpec
+    offsets: Ints
+    owners: Ints  # [E] row of the person
+    rows: Ints  # [E] row of the item
+    types: Ints  # [E] row of the event type
+    times: Times  # [E] seconds since 1970
+    values: Times  # [E] NaN where an event has none
+    context: Ints  # [E] position in `contexts`
+    positive: Mask  # [E] worth predicting
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def item_rows(self) -> list[Item]:
+        """The catalogue as validated rows, in row order."""
+        return from_table(self.item_table, Item)
+
+    def fingerprint(self) -> str:
+        """Hash of everything a model could learn from: equal data, equal fingerprint, on every machine."""
+        digest = hashlib.sha256()
+        for array in (self.offsets, self.rows, self.types, self.times):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for names in (self.users.all, self.items.all):
+            digest.update("\n".join(names).encode())
+        return digest.hexdigest()
+
+    def context_tokens(self, event: int, *, now: float, last: float | None) -> list[int]:
+        """Context tokens of a request at the time and in the context of an event."""
+        attributes = self.user_attributes[self.owners[event]]
+        return self.spec.context_tokens(attributes, self.contexts[self.context[event]], now, last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Q places where an answer is known.
+
+    The history of target q is `offsets[users[q]]:ends[q]` of the data set; the request came at `times[q]`, in the
+    context of event `events[q]`; the items to find are `rows[bounds[q]:bounds[q + 1]]`.
+    """
+
+    users: Ints
+    ends: Ints
+    events: Ints
+    times: Times
+    bounds: Ints
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def relevant(self) -> list[Ints]:
+        """Items to find, one array a target."""
+        return np.split(self.rows, self.bounds[1:-1]) if len(self) else []
+
+    def take(self, chosen: Ints) -> Targets:
+        """Some of the targets, in the order asked for."""
+        parts = [self.rows[self.bounds[q] : self.bounds[q + 1]] for q in chosen.tolist()]
+        return Targets(
+            users=self.users[chosen],
+            ends=self.ends[chosen],
+            events=self.events[chosen],
+            times=self.times[chosen],
+            bounds=np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64),
+            rows=np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What training may see, and what it is judged by. `train` [E] marks the events before every target."""
+
+    train: Mask
+    validation: Targets
+    test: Targets
+
+
+def load(
+    events: pa.Table,
+    items: pa.Table | None = None,
+    users: pa.Table | None = None,
+    *,
+    event_types: Mapping[str, EventKind] | None = None,
+    min_count: int = 2,
+    text_buckets: int = 0,
+    context_buckets: int = 0,
+) -> Dataset:
+    """Build a data set from tables of the schema; items that only events name get a bare row behind the catalogue."""
+    if not events.num_rows:
+        raise DataError("there are no events to learn from")
+    events = events.select(EVENTS.names)
+    item_table = _complete_catalogue(events, items)
+    item_map = IdMap(item_table["item_id"].to_pylist())
+    user_map = IdMap(pc.unique(events["user_id"]).sort().to_pylist())
+    spec = FeatureSpec.fit(
+        from_table(item_table, Item),
+        event_types=event_types,
+        min_count=min_count,
+        text_buckets=text_buckets,
+        context_buckets=context_buckets,
+    )
+    owners = _codes(events["user_id"], user_map)
+    times = events["timestamp"].cast(pa.int64()).to_numpy() / 1e6
+    order = np.lexsort((times, owners))  # stable: ties keep the order of the file
+    context, contexts = _contexts(events)
+    type_names = events["event_type"].to_pandas()
+    owners = owners[order]
+    return Dataset(
+        users=user_map,
+        items=item_map,
+        item_table=item_table,
+        user_attributes=_attributes(users, user_map),
+        contexts=contexts,
+        spec=spec,
+        offsets=np.searchsorted(owners, np.arange(len(user_map) + 1)).astype(np.int64),
+        owners=owners,
+        rows=_codes(events["item_id"], item_map)[order],
+        types=type_names.map(spec.event_row).to_numpy(dtype=np.int64)[order],
+        times=times[order],
+        values=events["value"].to_numpy(zero_copy_only=False).astype(np.float64)[order],
+        context=context[order],
+        positive=type_names.isin(spec.positive_types()).to_numpy(dtype=bool)[order],
+    )
+
+
+def first_touches(data: Dataset) -> Mask:
+    """Mark the events in which a person touches an item for the first time: [E].
+
+    Where seen items are filtered from lists, only these can be found again, so only these are targets.
+    """
+    keys = data.owners * np.int64(len(data.items)) + data.rows
+    _, first = np.unique(keys, return_index=True)
+    mask = np.zeros(len(data), dtype=bool)
+    mask[first] = True
+    return mask
+
+
+def leave_last_out(data: Dataset, *, new_items_only: bool = True) -> Split:
+    """Test on each person's last target, validate on the one before, train on everything earlier.
+
+    A target is a positive event, by default on an item the person had not touched before. People with fewer than three
+    of them are trained on whole. The history of the test target includes the validation event.
+    """
+    eligible = data.positive & first_touches(data) if new_items_only else data.positive
+    places = np.flatnonzero(eligible)
+    counts = np.bincount(data.owners[places], minlength=len(data.users))
+    lasts = np.cumsum(counts) - 1
+    kept = np.flatnonzero(counts >= 3)
+    test, validation = places[lasts[kept]], places[lasts[kept] - 1]
+    train = np.ones(len(data), dtype=bool)
+    for user, place in zip(kept.tolist(), validation.tolist(), strict=True):
+        train[place : data.offsets[user + 1]] = False
+    return Split(train=train, validation=_single(data, validation), test=_single(data, test))
+
+
+def temporal(data: Dataset, *, validation_share: float = 0.1, test_share: float = 0.1) -> Split:
+    """Train on the past, validate on the days after it, test on the days after those: one clock for everybody.
+
+    The shares are shares of events. A target is what one person newly and positively touches within a window; its
+    history is what that person did before the window began.
+    """
+    if not 0 < validation_share + test_share < 1 or min(validation_share, test_share) <= 0:
+        raise InputError("validation_share and test_share must be positive and add up to less than 1")
+    first, second = np.quantile(data.times, [1 - validation_share - test_share, 1 - test_share])
+    return Split(
+        train=data.times < first,
+        validation=_window(data, first, second),
+        test=_window(data, second, np.inf),
+    )
+
+
+def _single(data: Dataset, places: Ints) -> Targets:
+    return Targets(
+        users=data.owners[places],
+        ends=places,
+        events=places,
+        times=data.times[places],
+        bounds=np.arange(len(places) + 1, dtype=np.int64),
+        rows=data.rows[places],
+    )
+
+
+def _window(data: Dataset, start: float, stop: float) -> Targets:
+    inside = (data.times >= start) & (data.times < stop) & data.positive & first_touches(data)
+    places = np.flatnonzero(inside)
+    users, first, counts = np.unique(data.owners[places], return_index=True, return_counts=True)
+    # Events are sorted by person and time: the history ends where the window begins.
+    before = np.bincount(data.owners[data.times < start], minlength=len(data.users))
+    return Targets(
+        users=users.astype(np.int64),
+        ends=data.offsets[users] + before[users],
+        events=places[first],
+        times=data.times[places[first]],
+        bounds=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        rows=data.rows[places],
+    )
+
+
+def _complete_catalogue(events: pa.Table, items: pa.Table | None) -> pa.Table:
+    named = items.select(ITEMS.names).cast(ITEMS) if items is not None else ITEMS.empty_table()
+    bare = pc.unique(events["item_id"])
+    missing = bare.filter(pc.invert(pc.is_in(bare, named["item_id"]))).sort().to_pylist()
+    return pa.concat_tables([named, to_table([Item(item_id=name) for name in missing], Item)]).combine_chunks()
+
+
+def _codes(column: pa.ChunkedArray, ids: IdMap) -> Ints:
+    codes: Ints = pc.index_in(column, pa.array(ids.all, pa.string())).to_numpy().astype(np.int64)
+    return codes
+
+
+def _contexts(events: pa.Table) -> tuple[Ints, tuple[Mapping[str, Any], ...]]:
+    channel = pc.fill_null(events["channel"], "")
+    raw = pc.fill_null(events["context"], "{}")
+    keys = pc.binary_join_element_wise(channel, raw, "\x1f").combine_chunks().dictionary_encode()
+    contexts = []
+    for key in keys.dictionary.to_pylist():
+        name, _, text = key.partition("\x1f")
+        contexts.append(json.loads(text or "{}") | ({"channel": name} if name else {}))
+    return keys.indices.to_numpy().astype(np.int64), tuple(contexts)
+
+
+def _attributes(users: pa.Table | None, ids: IdMap) -> tuple[Mapping[str, Any], ...]:
+    known: dict[str, Mapping[str, Any]] = {}
+    if users is not None:
+        for name, text in zip(users["user_id"].to_pylist(), users["attributes"].to_pylist(), strict=True):
+            known[name] = json.loads(text or "{}")
+    return tuple(known.get(name, {}) for name in ids.all)
