@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -345,7 +345,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _versions() -> dict[Literal["torch", "faiss", "numpy"], str]:
+def _versions() -> dict[str, str]:
     import faiss
 
     return {"torch": str(torch.__version__), "faiss": faiss.__version__, "numpy": np.__version__}

@@ -100,7 +100,7 @@ def clusters(bundle: Bundle, count: int = 12, *, seed: int = 0) -> tuple[npt.NDA
     labels = means.index.search(vectors, 1)[1][:, 0].astype(np.int64)
     tokens = [item_tokens(item) for item in bundle.items]
     overall = Counter(token for bag in tokens for token in bag)
-    return labels, [_cluster_name(tokens, labels == label, overall) for label in range(len(means.centroids))]
+    return labels, [_cluster_name(tokens, labels == label, overall) for label in range(means.k)]
 
 
 def cold_vectors(bundle: Bundle, item_ids: Sequence[str]) -> Floats:

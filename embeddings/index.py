@@ -43,24 +43,27 @@ ROWS_PER_STEP: Final = 200
 """One unit of efSearch costs as much time as scanning this many rows of IVF (measured 100 to 260 at 300k x 64)."""
 
 FILTER_SHARES: Final = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
-"""Shares of allowed rows at which an approximate kind is measured; below the last that holds the floor, it scans."""
+"""Shares of allowed rows at which an approximate kind is measured; below the last that holds the floor it scans."""
 
-GATHER_SHARE: Final = 0.1
+GATHER_SHARE: Final = 0.05
 """Below this share, copying the allowed rows out beats testing every row's bit (measured at 10k and 100k x 64)."""
+
+OVERFETCH_SHARES: Final = (0.35, 0.8)
+"""Between these shares, dropping rows after a scan takes half as long as testing every row's bit in it (at 100k x 64)."""
 
 GATHER_BYTES: Final = 32 << 20
 BLOCK: Final = 16  # queries; below the batch at which faiss turns to BLAS, whose rounding depends on the batch
 FOOTER: Final = struct.Struct("<I8s")
 MAGIC: Final = b"BESPIDX1"
-ABOUT: Final = frozenset({"kind", "rows", "width", "effort", "tuned_k", "recall", "filter_share"})
+ABOUT: Final = frozenset({"kind", "rows", "width", "effort", "tuned_k", "recall", "filter_share", "filter_boost"})
 _loading = threading.Lock()
 
 
 class VectorIndex:
     """An immutable index over N rows; searching is safe from several threads at once.
 
-    `recall` is the mean recall@`tuned_k` measured at build time (1.0 for exact), `effort` is efSearch or nprobe. Masks
-    that allow less than `filter_share` of the rows are answered by exact search over the allowed rows.
+    `recall` is the mean recall@`tuned_k` measured at build time (1.0 for exact), `effort` is efSearch or nprobe. A filter
+    multiplies the effort by `filter_boost` over its share of allowed rows; below `filter_share` the search is exact.
     """
 
     def __init__(
@@ -72,11 +75,12 @@ class VectorIndex:
         tuned_k: int,
         recall: float,
         filter_share: float,
+        filter_boost: float = 1.0,
         matrix_ND: Floats | None,
     ) -> None:
         self._index = index
         self.kind, self.effort, self.tuned_k = kind, effort, tuned_k
-        self.recall, self.filter_share = recall, filter_share
+        self.recall, self.filter_share, self.filter_boost = recall, filter_share, filter_boost
         self._flat = faiss.downcast_index(index.storage) if kind == "hnsw" else index
         self._vectors = matrix_ND if kind == "ivf" else _stored(self._flat)
 
@@ -103,9 +107,12 @@ class VectorIndex:
         """Index a matrix [N, D] and raise efSearch or nprobe until recall@k reaches the floor.
 
         `auto` is exact up to `EXACT_ROWS`, above it the cheaper of IVF and HNSW among those that reach the floor. Give
-        real `queries` [Q, D] to tune on; without them, perturbed rows stand in. The floor must hold two standard errors
-        below the measured mean, so that it also holds on another sample. HNSW may end below the floor (graphs suit
-        rows of equal length); `recall` then says so. The same seed gives the same index when `threads` is 1.
+        real `queries` [Q, D] to tune on (without them, perturbed rows stand in) and the largest `k` you will ask for.
+        The floor must hold two standard errors below the measured mean, so that it also holds on another sample. HNSW
+        may end below the floor (graphs suit rows of equal length); `recall` then says so. The same seed gives the same
+        index when `threads` is 1.
+
+        IVF keeps the matrix itself: do not change it afterwards.
         Raises `InputError` for a matrix or queries that are not finite numbers of two dimensions.
         """
         matrix_ND = _finite(matrix, "matrix")
@@ -165,20 +172,23 @@ class VectorIndex:
         return self
 
     def _measured_share(self, sample_QD: Floats, floor: float, seed: int) -> float:
-        """Return the least share of allowed rows at which a filter keeps the floor and costs less than a full scan."""
-        held = 1.0
+        """Return the least share of allowed rows at which a filtered search keeps the floor and beats a full scan."""
+        held, boost = 1.0, self.filter_boost
         for share in FILTER_SHARES:
-            if self._cost() * self._thinning(share) > len(self):
+            masks = list(self._masks(share, seed))
+            while self._cost() * self._thinning(share) <= len(self):
+                if min(self.measure_recall(sample_QD, self.tuned_k, allowed=mask) for mask in masks) >= floor:
+                    held, boost = share, self.filter_boost
+                    break
+                self.filter_boost *= 2
+            if held != share:
                 break
-            masks = self._masks(share, seed)
-            if min(self.measure_recall(sample_QD, self.tuned_k, allowed=mask) for mask in masks) < floor:
-                break
-            held = share
+        self.filter_boost = boost
         return held
 
     def _thinning(self, share: float) -> float:
         # A filter thins out what the same effort finds; in a graph it also cuts the ways.
-        return 1 / (share if self.kind == "ivf" else share**2)
+        return self.filter_boost / (share if self.kind == "ivf" else share**2)
 
     def _masks(self, share: float, seed: int) -> Iterator[Mask]:
         # Rows drawn evenly, and rows on one side of the space: an attribute often allows neighbours together.
@@ -251,7 +261,7 @@ class VectorIndex:
         share = count / len(self)
         if self.kind == "exact" or share < self.filter_share:
             return self._exact(queries_QD, k, mask, count)
-        effort = self.effort * max(1.0, k / self.tuned_k) * self._thinning(share)
+        effort = self.effort * max(1.0, k / self.tuned_k) * (1.0 if mask is None else self._thinning(share))
         parameters = self._parameters(_selector(mask), effort)
         with _threads(min(faiss.omp_get_max_threads(), len(queries_QD))):
             found = self._index.search(queries_QD, k, params=parameters)
@@ -262,15 +272,35 @@ class VectorIndex:
         return scores_QK, rows_QK
 
     def _exact(self, queries_QD: Floats, k: int, mask: Mask | None, count: int) -> tuple[Floats, Rows]:
+        if mask is None:
+            return self._scanned(queries_QD, k, None)
         share, size = count / len(self), count * self.width * 4
-        if mask is None or self._vectors is None or share > GATHER_SHARE or size > GATHER_BYTES:
-            full = self._index.nlist if self.kind == "ivf" else 0
-            return _scan(self._flat, queries_QD, k, self._parameters(_selector(mask), full, flat=True))
+        if share > GATHER_SHARE or size > GATHER_BYTES or self._vectors is None:
+            return self._filtered(queries_QD, k, mask, share)
         rows_M = np.flatnonzero(mask)
         gathered = faiss.IndexFlatIP(self.width)
         gathered.add(np.ascontiguousarray(self._vectors[rows_M]))
         scores_QK, places_QK = _scan(gathered, queries_QD, k, None)
         return scores_QK, rows_M[places_QK]
+
+    def _filtered(self, queries_QD: Floats, k: int, mask: Mask, share: float) -> tuple[Floats, Rows]:
+        # Rows that fall on either side at random mislead the branch predictor; not so in a scan that fetches a few more.
+        wanted = int(1.25 * k / share) + 16
+        if not OVERFETCH_SHARES[0] <= share <= OVERFETCH_SHARES[1] or wanted > len(self) // 100:
+            return self._scanned(queries_QD, k, mask)
+        scores_QW, rows_QW = self._scanned(queries_QD, wanted, None)
+        allowed_QW = mask[rows_QW]
+        first_QK = np.argsort(~allowed_QW, axis=1, kind="stable")[:, :k]
+        scores_QK = np.take_along_axis(scores_QW, first_QK, axis=1)
+        rows_QK = np.take_along_axis(rows_QW, first_QK, axis=1)
+        few_Q = allowed_QW.sum(axis=1) < k
+        if few_Q.any():
+            scores_QK[few_Q], rows_QK[few_Q] = self._scanned(queries_QD[few_Q], k, mask)
+        return scores_QK, rows_QK
+
+    def _scanned(self, queries_QD: Floats, k: int, mask: Mask | None) -> tuple[Floats, Rows]:
+        cells = self._index.nlist if self.kind == "ivf" else 0
+        return _scan(self._flat, queries_QD, k, self._parameters(_selector(mask), cells, flat=True))
 
     def _parameters(self, selector: Any, effort: float, *, flat: bool = False) -> Any:
         # A new object a search: threads never share one. faiss's wrapper keeps the selector alive with it.
@@ -285,8 +315,7 @@ class VectorIndex:
 
         The file appears complete or not at all, and one that another process has mapped is replaced, not overwritten.
         """
-        about = {"kind": self.kind, "rows": len(self), "width": self.width, "effort": self.effort}
-        about |= {"tuned_k": self.tuned_k, "recall": self.recall, "filter_share": self.filter_share}
+        about = {name: getattr(self, name) for name in ABOUT - {"rows"}} | {"rows": len(self)}
         text = json.dumps(about, sort_keys=True).encode()
         target = Path(path)
         unfinished = target.with_name(target.name + ".unfinished")
@@ -372,9 +401,9 @@ def _finite(values: npt.ArrayLike, name: str) -> Floats:
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is refused below
         array = np.ascontiguousarray(array, dtype=np.float32)
     for start in range(0, len(array), 65_536):  # in blocks: the temporary of a large matrix is large as well
-        bad = np.argwhere(~np.isfinite(array[start : start + 65_536]))
-        if len(bad):
-            row = start + int(bad[0, 0])
+        finite = np.isfinite(array[start : start + 65_536])
+        if not finite.all():
+            row = start + int(np.argwhere(~finite)[0, 0])
             raise InputError(f"{name} has a NaN or infinite value in row {row}", field=name)
     return array
 

@@ -55,7 +55,8 @@ class ItemTower(nn.Module):
         self.tokens = nn.EmbeddingBag(tokens, config.dim, mode="mean", include_last_offset=True)
         self.words = nn.EmbeddingBag(words, config.dim, mode="mean", include_last_offset=True) if words else None
         self.numbers = nn.Linear(numbers, config.dim, bias=False) if numbers else None
-        for table in (self.ids, self.tokens, self.words):
+        # Small, all alike: the first logits are near zero, and no part drowns the others.
+        for table in (self.ids, self.tokens, self.words, self.numbers):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
         if self.ids is not None:

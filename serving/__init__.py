@@ -1,0 +1,1 @@
+"""The service: pipeline, policy, store and HTTP interface."""

@@ -7,7 +7,6 @@ looks in the direction of the last event. So whoever touches an item of a group 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 

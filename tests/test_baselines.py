@@ -26,7 +26,8 @@ def random_world(seed: int = 0, users: int = 60, items: int = 25) -> csr_matrix:
 
 
 def times_of(train: csr_matrix) -> np.ndarray[Any, Any]:
-    return 1.7e9 + np.random.default_rng(5).integers(0, 10**7, train.nnz).astype(np.float64)
+    moments: np.ndarray[Any, Any] = 1.7e9 + np.random.default_rng(5).integers(0, 10**7, train.nnz).astype(np.float64)
+    return moments
 
 
 def fitted(baseline: Any, train: csr_matrix) -> Any:
@@ -240,19 +241,23 @@ def test_ease_solves_its_own_problem() -> None:
 
 def test_ease_refuses_what_does_not_fit() -> None:
     wide = csr_matrix((2, 100_000), dtype=np.float32)
-    with pytest.raises(InputError, match=r"needs 37\.3 GiB for 100000 items, the limit is 2 GiB") as caught:
+    with pytest.raises(InputError, match=r"needs 38\.1 GiB for 100000 items, the limit is 2 GiB") as caught:
         EASE(memory_limit_gib=2).fit(wide)
     assert caught.value.field == "memory_limit_gib"
 
 
-def test_ease_works_in_one_matrix() -> None:
-    gram = np.asarray(random_world().toarray().T @ random_world().toarray(), dtype=np.float32) + np.eye(
-        25, dtype=np.float32
-    )
-    inverse = np.linalg.inv(gram)
-    worked = baselines._inverse(gram)
-    assert np.shares_memory(worked, gram)
-    np.testing.assert_allclose(worked, inverse, atol=1e-5)
+@pytest.mark.parametrize("items", [1, 7, 8, 25, 64])
+def test_ease_inverts_in_place_block_by_block(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "SWEEP", 8)
+    x = random_world(items=items).toarray().astype(np.float64)
+    gram = x.T @ x + 5 * np.eye(items)
+    worked = gram.astype(np.float32)
+    assert baselines._inverse(worked) is worked
+    np.testing.assert_allclose(worked, np.linalg.inv(gram), atol=1e-6)
+    np.testing.assert_array_equal(worked, worked.T)
+
+
+def test_ease_refuses_a_singular_matrix() -> None:
     with pytest.raises(InputError, match="raise l2"):
         baselines._inverse(-np.eye(3, dtype=np.float32))
 

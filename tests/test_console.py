@@ -154,7 +154,7 @@ def order(page: Any, name: str) -> list[str]:
 
 def become_new_visitor(page: Any) -> None:
     page.click("#new-visitor")
-    page.wait_for_function("document.querySelector('#person').value.startsWith('visitor-')")
+    page.wait_for_function("() => document.querySelector('#person').value.startsWith('visitor-')")
     page.wait_for_selector("body:not([aria-busy]) #history > .empty")
 
 
@@ -201,6 +201,29 @@ def test_a_visitor_clicks_and_the_list_follows(page: Any) -> None:
     page.click(".candidates summary")
     page.click(f'.candidates tr[data-item-id="{after[0]}"] .link')
     page.wait_for_selector(f'#personalized > .card.lit[data-item-id="{after[0]}"]')
+
+
+@pytest.mark.slow
+def test_cards_glide_unless_less_motion_is_asked_for(page: Any) -> None:
+    become_new_visitor(page)
+    page.evaluate(
+        """() => {
+            const animate = Element.prototype.animate;
+            window.animated = 0;
+            Element.prototype.animate = function (...how) {
+                window.animated += this.matches(".card");
+                return animate.apply(this, how);
+            };
+        }"""
+    )
+    click_and_wait(page, "#personalized > .card:last-child .open")
+    assert page.evaluate("window.animated") > 0
+    page.wait_for_selector(".card.ghost", state="detached")
+
+    page.emulate_media(reduced_motion="reduce")
+    page.evaluate("window.animated = 0")
+    click_and_wait(page, "#personalized > .card:last-child .open")
+    assert page.evaluate("window.animated") == 0
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -36,6 +38,14 @@ def reference(matrix: Floats, queries: Floats, k: int, allowed: npt.NDArray[np.b
     return rows
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def world() -> tuple[Floats, Floats]:
     matrix, _ = clustered(12_300, 16)
@@ -65,14 +75,15 @@ def test_exact_equals_a_sort_with_ties_and_filters(data: st.DataObject) -> None:
     scores, found = VectorIndex.build(matrix, seed=0).search(queries, k, allowed=allowed)
     expected = reference(matrix, queries, k, allowed)
     np.testing.assert_array_equal(found, expected)
-    assert (found.dtype, scores.dtype) == (np.int64, np.float32)
+    assert found.dtype == np.int64
+    assert scores.dtype == np.float32
     there = expected >= 0
     np.testing.assert_array_equal(np.isneginf(scores), ~there)
     products = np.einsum("qd,qkd->qk", queries, matrix[np.where(there, expected, 0)])
     np.testing.assert_allclose(scores[there], products[there])
 
 
-@pytest.mark.parametrize("share", [1.0, 0.6, 0.05])
+@pytest.mark.parametrize("share", [1.0, 0.8, 0.3, 0.05])
 def test_equal_scores_at_the_end_keep_the_lowest_rows(share: float) -> None:
     matrix = np.repeat(np.eye(4, dtype=np.float32), 500, axis=0)
     matrix = matrix[np.random.default_rng(0).permutation(len(matrix))]
@@ -80,6 +91,20 @@ def test_equal_scores_at_the_end_keep_the_lowest_rows(share: float) -> None:
     allowed = np.random.default_rng(1).random(len(matrix)) < share
     found = VectorIndex.build(matrix).search(queries, 130, allowed=allowed)[1]
     np.testing.assert_array_equal(found, reference(matrix, queries, 130, allowed))
+
+
+@pytest.mark.parametrize("share", [0.97, 0.6, 0.45, 0.2, 0.05])
+@pytest.mark.parametrize("together", [False, True])
+def test_exact_filters_equal_a_sort_at_every_share(share: float, together: bool) -> None:
+    generator = np.random.default_rng(8)
+    matrix = generator.integers(-3, 4, size=(4000, 6)).astype(np.float32)
+    queries = generator.integers(-3, 4, size=(20, 6)).astype(np.float32)
+    # Together: what the first query likes best is not allowed, so that many of its best rows fall away.
+    order = np.argsort(matrix @ queries[0], kind="stable") if together else generator.permutation(4000)
+    allowed = np.zeros(4000, np.bool_)
+    allowed[order[: round(share * 4000)]] = True
+    found = VectorIndex.build(matrix).search(queries, 8, allowed=allowed)[1]
+    np.testing.assert_array_equal(found, reference(matrix, queries, 8, allowed))
 
 
 def test_real_valued_duplicates_tie_wherever_they_stand() -> None:
@@ -99,6 +124,17 @@ def test_a_batch_answers_as_its_queries_one_by_one(index: VectorIndex, world: tu
     single = [index.search(query[None], 30) for query in queries]
     np.testing.assert_array_equal(scores, np.concatenate([one[0] for one in single]))
     np.testing.assert_array_equal(rows, np.concatenate([one[1] for one in single]))
+
+
+def test_more_threads_than_queries_change_nothing(index: VectorIndex, world: tuple[Floats, Floats]) -> None:
+    expected = index.search(world[1][:3], 30)
+    faiss.omp_set_num_threads(8)
+    try:
+        found = index.search(world[1][:3], 30)
+    finally:
+        faiss.omp_set_num_threads(1)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
 
 
 def test_recall_reaches_the_floor_and_is_measured_honestly(index: VectorIndex, world: tuple[Floats, Floats]) -> None:
@@ -275,15 +311,15 @@ def test_the_seed_decides(kind: Any) -> None:
 
 
 def test_auto_chooses_by_size_and_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix, _ = clustered(3000, 16)
+    matrix, _ = clustered(1500, 16)
     assert VectorIndex.build(matrix).kind == "exact"
-    monkeypatch.setattr(embeddings.index, "EXACT_ROWS", 2999)
+    monkeypatch.setattr(embeddings.index, "EXACT_ROWS", 1499)
     cheap = VectorIndex.build(matrix, k=10)
     assert cheap.kind == "ivf"
     assert cheap.recall >= 0.98
     monkeypatch.setattr(embeddings.index, "ROWS_PER_STEP", 0.01)  # as if a step in the graph cost nothing
     assert VectorIndex.build(matrix, k=10).kind == "hnsw"
-    monkeypatch.setattr(embeddings.index, "HNSW_ROWS", 2999)
+    monkeypatch.setattr(embeddings.index, "HNSW_ROWS", 1499)
     assert VectorIndex.build(matrix, k=10).kind == "ivf"
 
 

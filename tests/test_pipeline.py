@@ -198,7 +198,9 @@ def test_rules_include_exclude_boost_bury_pin_and_cap(engine: Engine) -> None:
     assert ids(answer)[2] == "g0-9"
     assert answer.items[2].reasons[0].code == "pinned"
     rule(engine, "cap", {"type": "cap", "attribute": "brand", "limit": 1})
-    brands = [engine.snapshot.catalogue.value(engine.snapshot.catalogue.row(name), "brand") for name in ids(ask(engine))]
+    brands = [
+        engine.snapshot.catalogue.value(engine.snapshot.catalogue.row(name), "brand") for name in ids(ask(engine))
+    ]
     assert len(brands) == len(set(brands)) == 5
     engine.store.documents.delete("rules", "cap", by="test")
     rule(engine, "bury", {"type": "bury", "factor": 0.001}, items=group2)
@@ -271,10 +273,8 @@ def test_a_failing_filter_fails_the_request(engine: Engine, monkeypatch: pytest.
 
 def test_a_scorer_must_answer_for_every_candidate(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = next(one for one in STAGES if one.name == "ranker")
-    for wrong in (np.zeros(3, dtype=np.float32), None):
-        monkeypatch.setattr(
-            type(stage), "score", lambda _, work, wrong=wrong: np.full(len(work.candidates), np.nan) if wrong is None else wrong
-        )
+    for wrong in (lambda _, work: work.candidates.score[1:], lambda _, work: work.candidates.score * np.nan):
+        monkeypatch.setattr(type(stage), "score", wrong)
         assert ask(engine).degraded == ("ranker",)
 
 

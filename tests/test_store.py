@@ -97,11 +97,11 @@ def test_opening_again_keeps_what_is_there(url: str) -> None:
 
 def test_many_processes_and_threads_open_a_new_store_at_once(url: str) -> None:
     script = "import sys; from serving.store import Store; s = Store.open(sys.argv[1]); print(s.catalogue.revision())"
-    processes = [python(script, url) for _ in range(3)]
+    processes = [python(script, url) for _ in range(2)]
     with ThreadPoolExecutor(4) as threads:
         stores = list(threads.map(lambda _: Store.open(url), range(4)))
-    assert [process.communicate(timeout=60)[0] for process in processes] == ["0\n"] * 3
-    assert [process.returncode for process in processes] == [0] * 3
+    assert [process.communicate(timeout=60)[0] for process in processes] == ["0\n"] * 2
+    assert [process.returncode for process in processes] == [0] * 2
     identities = {s.database.read(lambda c: c.execute(tables.NUMBERS.select()).all()[0]) for s in stores}
     assert len(identities) == 1
     for opened in stores:
@@ -426,7 +426,6 @@ def test_revisions_tell_replicas_what_changed(store: Store) -> None:
     assert catalogue.upsert([Item(item_id="b"), Item(item_id="a", title="3")]) == 2
     assert catalogue.delete("b")
     assert not catalogue.delete("b")
-    assert not catalogue.delete("never there")
     assert catalogue.revision() == 3
     assert catalogue.count() == 1
     everything = catalogue.changes(0)
@@ -439,6 +438,14 @@ def test_revisions_tell_replicas_what_changed(store: Store) -> None:
     assert catalogue.upsert([Item(item_id="b")]) == 4, "back from the dead"
     assert catalogue.get("b") == Item(item_id="b")
     assert catalogue.changes(3).upserted == [Item(item_id="b")]
+
+
+def test_a_deletion_is_told_even_of_an_item_the_store_never_held(store: Store) -> None:
+    assert not store.catalogue.delete("of a release")
+    assert store.catalogue.changes(0).deleted == ["of a release"]
+    assert store.catalogue.get("of a release") is None
+    assert not store.catalogue.delete("of a release")
+    assert store.catalogue.revision() == 1
 
 
 def test_a_large_upsert_can_be_followed_page_by_page(store: Store) -> None:
@@ -619,16 +626,16 @@ with Store.open(url) as store:
 
 
 def test_two_processes_write_without_a_refusal(store: Store, url: str) -> None:
-    writers = [python(WRITER, url, name, "100") for name in ("a", "b")]
+    writers = [python(WRITER, url, name, "60") for name in ("a", "b")]
     for writer in writers:
         writer.communicate(timeout=120)
         assert writer.returncode == 0
-    assert_profiles_agree_with_events(store, 500)
+    assert_profiles_agree_with_events(store, 300)
 
 
 def test_what_was_acknowledged_survives_a_kill(store: Store, url: str) -> None:
     acknowledged: set[str] = set()
-    for turn in range(3):
+    for turn in range(2):
         writer = python(WRITER, url, f"t{turn}", "1000000")
         assert writer.stdout is not None
         for _ in range(30 + 11 * turn):
@@ -637,7 +644,7 @@ def test_what_was_acknowledged_survives_a_kill(store: Store, url: str) -> None:
         acknowledged.update(word for line in writer.stdout if line.endswith("\n") for word in line.split())
         assert writer.wait(30) == -signal.SIGKILL
         writer.stdout.close()
-    assert len(acknowledged) > 200
+    assert len(acknowledged) > 100
     stored = [one.event_id for _, one in store.events.since(0, limit=1_000_000)]
     assert acknowledged <= set(stored)
     assert len(stored) == len(set(stored))

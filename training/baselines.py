@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Final, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import spotrf, spotri
 from scipy.sparse import csr_matrix
 
 from embeddings.errors import InputError
@@ -27,6 +26,9 @@ Sparse: TypeAlias = Any
 
 CHUNK_CELLS: Final = 1 << 22
 """Dense cells worked on at once: about 100 MB with scores, keys and their partition."""
+
+SWEEP: Final = 512
+"""Items that one step of EASE's inversion treats together."""
 
 DAY_S: Final = 86_400.0
 
@@ -183,7 +185,7 @@ class EASE(_Scoring):
 
     def _learn(self, train: Sparse, times: npt.NDArray[np.float64] | None) -> None:
         items = train.shape[1]
-        needed = (items**2 * 4 + CHUNK_CELLS * 16) / 2**30
+        needed = 4 * (items**2 + 4 * items * SWEEP + 4 * CHUNK_CELLS) / 2**30
         if needed > self.memory_limit_gib:
             raise InputError(
                 f"EASE needs {needed:.1f} GiB for {items} items, the limit is {self.memory_limit_gib:g} GiB",
@@ -268,24 +270,32 @@ def _gram(train: Sparse) -> Floats:
 
 
 def _inverse(gram_NN: Floats) -> Floats:
-    # LAPACK works in place on the transpose, which is the same symmetric matrix in its own order of storage; it fills
-    # one triangle, and the other is copied from it.
+    # Blocks are swept in place (Gauss-Jordan on a positive definite matrix needs no pivots), on the upper triangle alone;
+    # the lower is copied from it in the end. LAPACK's spotrf and spotri would do the same in one call, but OpenBLAS
+    # crashed the process in them at 41,000 items.
     items = len(gram_NN)
-    if not items:
-        return gram_NN
-    factor, failed = spotrf(gram_NN.T, lower=1, overwrite_a=1, clean=0)
-    if not failed:
-        factor, failed = spotri(factor, lower=1, overwrite_c=1)
-    if failed:
-        raise InputError("the matrix of items is too close to singular in float32: raise l2", field="l2")
-    full_NN: Floats = factor.T  # upper triangle in C order
-    step = max(1, CHUNK_CELLS // items)
-    for start in range(0, items, step):
-        stop = min(items, start + step)
-        block = full_NN[start:stop, start:stop]
+    spans = [slice(start, min(items, start + SWEEP)) for start in range(0, items, SWEEP)]
+    for own in spans:
+        pivot = _pivot(np.triu(gram_NN[own, own]) + np.triu(gram_NN[own, own], 1).T)
+        above, right = gram_NN[: own.start, own], gram_NN[own, own.stop :]
+        column_NB = np.concatenate([above, np.zeros_like(pivot), right.T])
+        solved_NB = column_NB @ pivot
+        for span in spans:
+            gram_NN[span, span.start :] -= solved_NB[span] @ column_NB[span.start :].T
+        above[...], gram_NN[own, own], right[...] = solved_NB[: own.start], -pivot, solved_NB[own.stop :].T
+    for span in spans:
+        block = gram_NN[span, span]
         block[...] = np.triu(block) + np.triu(block, 1).T
-        full_NN[stop:, start:stop] = full_NN[start:stop, stop:].T
-    return full_NN
+        gram_NN[span.stop :, span] = gram_NN[span, span.stop :].T
+    return np.negative(gram_NN, out=gram_NN)
+
+
+def _pivot(block: Floats) -> Floats:
+    try:
+        np.linalg.cholesky(block.astype(np.float64))
+    except np.linalg.LinAlgError:
+        raise InputError("the matrix of items is too close to singular in float32: raise l2", field="l2") from None
+    return np.linalg.inv(block.astype(np.float64)).astype(np.float32)
 
 
 def _weights(matrix: Sparse, name: str, *, width: int | None = None) -> Sparse:

@@ -32,6 +32,11 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
 
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose names begin with a prefix, without it."""
+        chosen = {name: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): tensor for name, tensor in chosen.items()}
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write atomically: a reader finds the old checkpoint or the new one, whenever the machine stops."""
@@ -79,12 +84,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put the state back that `optimizer_tensors` took out."""
+    """Put back what `optimizer_tensors` took out; names are without the first part here."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, at, key = name.split(".", 2)
-            state.setdefault(int(at), {})[key] = value
+        at, _, key = name.partition(".")
+        state.setdefault(int(at), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

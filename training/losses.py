@@ -8,11 +8,14 @@ Shape suffixes: P positions, N items, M sampled items, D dimensions.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+MEGABYTE = 2**20
 
 
 def full_softmax(
@@ -31,10 +34,8 @@ def full_softmax(
     list would not show. A target must not be hidden from its own position. Equal to `F.cross_entropy` on the whole
     matrix; memory is that of `chunk_mb` of logits and of the two gradients.
     """
-    block = max(1, chunk_mb * 2**20 // (4 * len(items_ND)))
-    loss: Tensor = _FullSoftmax.apply(
-        queries_PD, items_ND, targets_P, hidden_at, hidden_rows, temperature, block
-    )  # type: ignore[no-untyped-call]
+    block = max(1, chunk_mb * MEGABYTE // (4 * len(items_ND)))
+    loss: Tensor = _FullSoftmax.apply(queries_PD, items_ND, targets_P, hidden_at, hidden_rows, temperature, block)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -56,25 +57,27 @@ class _FullSoftmax(torch.autograd.Function):
         # Autocast does not reach into a custom function: the products run in the narrower type only if asked to.
         kind = queries_PD.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries_PD.dtype
-        queries_PD, items_ND = queries_PD.to(dtype), items_ND.to(dtype)
+        queries_PD, items_ND = (queries_PD / temperature).to(dtype), items_ND.to(dtype)
         P, total = len(queries_PD), queries_PD.new_zeros((), dtype=torch.float32)
         grad_q, grad_i = torch.zeros_like(queries_PD), torch.zeros_like(items_ND, dtype=torch.float32)
-        edges = list(range(0, P, block)) + [P]
+        edges = [*range(0, P, block), P]
         cuts = _cuts(hidden_at, edges)
         for start, end, (low, high) in zip(edges[:-1], edges[1:], cuts, strict=True):
-            q, wanted = queries_PD[start:end], targets_P[start:end, None]
-            logits = (q @ items_ND.T).float().div_(temperature)
+            q, wanted = queries_PD[start:end], targets_P[start:end]
+            logits = (q @ items_ND.T).float()
             if hidden_at is not None and hidden_rows is not None:
                 logits[hidden_at[low:high] - start, hidden_rows[low:high]] = -torch.inf
-            right = logits.gather(1, wanted)
-            sums = logits.logsumexp(1, keepdim=True)
-            total += (sums - right).sum()
-            grad = logits.sub_(sums).exp_()
-            grad.scatter_add_(1, wanted, torch.full_like(right, -1.0))
-            grad = grad.mul_(1.0 / (P * temperature)).to(dtype)
-            grad_q[start:end] = grad @ items_ND
-            grad_i += (grad.T @ q).float()
-        ctx.save_for_backward(grad_q, grad_i)
+            right, top = logits.gather(1, wanted[:, None]), logits.amax(1, keepdim=True)
+            # From here on the block holds exp(logit - top), and 1 / sum is applied on the narrow side of the products:
+            # every pass over P x N costs as much as the products themselves.
+            mass = logits.sub_(top).exp_()
+            sums = mass.sum(1, keepdim=True)
+            total += (sums.log() + (top - right)).sum()
+            mass, share = mass.to(dtype), sums.reciprocal()
+            grad_q[start:end] = ((mass @ items_ND) * share - items_ND[wanted]).to(dtype)
+            grad_i += (mass.T @ (q * share).to(dtype)).float()
+        grad_i.index_add_(0, targets_P, queries_PD.float(), alpha=-1.0)
+        ctx.save_for_backward(grad_q / (P * temperature), grad_i / P)
         return total / P
 
     @staticmethod
@@ -134,4 +137,4 @@ def _cuts(hidden_at: Tensor | None, edges: list[int]) -> list[tuple[int, int]]:
     if hidden_at is None:
         return [(0, 0)] * (len(edges) - 1)
     at = torch.searchsorted(hidden_at, torch.tensor(edges, device=hidden_at.device)).tolist()
-    return list(zip(at[:-1], at[1:], strict=True))
+    return list(itertools.pairwise(at))

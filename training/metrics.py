@@ -133,7 +133,7 @@ def _map(hits_QK: Hits, counts_Q: Counts, k: int) -> Values:
 
 
 def _hit_rate(hits_QK: Hits, counts_Q: Counts, k: int) -> Values:
-    return hits_QK.any(axis=1).astype(np.float64)
+    return np.asarray(hits_QK.any(axis=1), dtype=np.float64)
 
 
 RANKING_METRICS: Final[Mapping[str, Callable[[Hits, Counts, int], Values]]] = {

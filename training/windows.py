@@ -101,11 +101,13 @@ class Windows:
         filled = stops > starts
         short = filled & (stops - starts <= longest + 1)
         parts = [np.stack([starts[short], stops[short] - 1, starts[short]], axis=1)]
-        for user in np.flatnonzero(filled & ~short).tolist():
-            parts.append(_phased(int(starts[user]), int(stops[user]), longest, rng))
-        windows = np.concatenate(parts)
+        for start, stop in zip(starts[filled & ~short].tolist(), stops[filled & ~short].tolist(), strict=True):
+            parts += [_phased(start, stop, longest, rng)]
+        windows: Ints = np.concatenate(parts)
         scored_before = np.concatenate([[0], np.cumsum(self.scored)])
-        return windows[scored_before[windows[:, 1] + 1] > scored_before[windows[:, 2]]]
+        scored = scored_before[windows[:, 1] + 1] - scored_before[windows[:, 2]]
+        kept: Ints = windows[scored > 0]
+        return kept
 
 
 def event_gaps(data: Dataset) -> Ints:
@@ -182,4 +184,3 @@ def _ragged(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
     owner = np.repeat(np.arange(len(starts)), lengths)
     before = np.cumsum(lengths) - lengths
     return owner, np.arange(lengths.sum()) - np.repeat(before - starts, lengths)
-

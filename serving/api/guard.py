@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import metrics
@@ -20,10 +21,6 @@ SECURITY_HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 ]
-
-
-class TooLarge(Exception):
-    """The body went over the limit while it was being read."""
 
 
 class Guard:
@@ -42,12 +39,11 @@ class Guard:
         headers = dict(scope["headers"])
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in CONTROL_HEADERS]
         status = 500
-        answered = False
 
         async def reply(message: Message) -> None:
-            nonlocal status, answered
+            nonlocal status
             if message["type"] == "http.response.start":
-                answered, status = True, message["status"]
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id), *SECURITY_HEADERS]
             await send(message)
 
@@ -57,9 +53,6 @@ class Guard:
                 await error_response(*refusal)(scope, receive, reply)
             else:
                 await self.app(scope, self._bounded(receive), reply)
-        except TooLarge:
-            if not answered:
-                await error_response(413, "too_large", self._limit())(scope, receive, reply)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             metrics.REQUESTS.labels(route, scope["method"], str(status)).inc()
@@ -84,7 +77,7 @@ class Guard:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self.max_body_bytes:
-                raise TooLarge
+                raise HTTPException(413, self._limit())
             return message
 
         return bounded

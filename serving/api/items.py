@@ -62,9 +62,10 @@ def router(engine: Engine) -> APIRouter:
         """Remove one item; it is on no list from now on."""
 
         def remove() -> bool:
+            released = engine.ready and engine.snapshot.catalogue.row(item_id) >= 0
             existed = engine.store.catalogue.delete(item_id)
             engine.refresh()
-            return existed
+            return existed or released
 
         if not await run_in_threadpool(remove):
             raise NotFound(f"unknown item '{item_id}'", field="item_id")

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
-
 from pydantic.json_schema import SkipJsonSchema
 
 from embeddings.schema import Attributes, Event, Id, Item, Moment, Scalar, User

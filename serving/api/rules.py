@@ -13,7 +13,7 @@ from embeddings.schema import Id
 from serving.api.errors import json_response
 from serving.api.models import RuleOut, RulesOut
 from serving.pipeline.engine import Engine
-from serving.policy.rules import Rule, parse_rule
+from serving.policy.rules import parse_rule
 from serving.store.documents import Document
 
 KIND = "rules"

@@ -25,7 +25,8 @@ export function combobox(input, { options, choose, rest }) {
     return (turn += 1);
   };
   const take = ({ value }) => (input.blur(), choose(value));
-  const option = (one, at) => h("li", { role: "option", id: `${box.id}-${at}`, "data-value": one.value, onclick: () => take(one) },
+  const option = (one, at) => h("li",
+    { role: "option", id: `${box.id}-${at}`, "data-value": one.value, onclick: () => take(one) },
     one.picture, h("span", {}, one.label), h("small", {}, one.hint));
   const open = async (text) => {
     const mine = forget();

@@ -36,7 +36,8 @@ function renderProfile({ attributes, history, events }) {
   const rows = history.slice(0, HISTORY_LENGTH).map(historyRow);
   $("history-note").textContent = events ? `${count.format(events)} event${events === 1 ? "" : "s"}` : "";
   $("attributes").replaceChildren(...facts(attributes));
-  $("history").replaceChildren(...(rows.length ? rows : [empty("li", "Nothing yet.", "Click an item, and the list will follow.")]));
+  const nothing = empty("li", "Nothing yet.", "Click an item, and the list will follow.");
+  $("history").replaceChildren(...(rows.length ? rows : [nothing]));
   for (const name of ["channel", "device", "country"]) if (attributes[name]) offer($(name), String(attributes[name]));
 }
 
@@ -50,8 +51,9 @@ function renderStatus(answer, took) {
 
 function renderProblem(root, { code, message, field }) {
   const where = field && h("small", {}, `Field: ${field}`);
+  const again = button("quiet", { onclick: refresh }, "Try again");
   root.replaceChildren(h(root.tagName === "OL" ? "li" : "div", { class: "problem", role: "alert" },
-    h("strong", {}, words(code ?? "unexpected")), h("p", {}, message), where, button("quiet", { onclick: refresh }, "Try again")));
+    h("strong", {}, words(code ?? "unexpected")), h("p", {}, message), where, again));
 }
 
 // ---------------------------------------------------------------------------------------------------------------- item
@@ -63,7 +65,8 @@ function renderItem(item, near) {
     button("quiet", { "data-action": type, onclick: () => send(type, item.item_id) }, label));
   const name = h("div", {}, h("h2", { id: "item-title" }, titleOf(item.item_id)), h("p", { class: "meta" }, meta(item)));
   return [h("header", {}, tile(item), name), item.description && h("p", {}, item.description),
-    h("dl", {}, facts(item.attributes)), h("div", { class: "acts" }, acts), alike.length && h("h3", {}, "Similar items"), h("ul", { class: "near" }, alike)].filter(Boolean);
+    h("dl", {}, facts(item.attributes)), h("div", { class: "acts" }, acts),
+    alike.length && h("h3", {}, "Similar items"), h("ul", { class: "near" }, alike)].filter(Boolean);
 }
 
 /** Opens one item; looking at it is an event like any other. */
@@ -164,7 +167,8 @@ async function start() {
   $("context").addEventListener("change", ({ target }) => target.id === "category" || refresh());
   $("item").addEventListener("click", ({ target }) => target === $("item") && target.close());
   document.querySelectorAll("[data-show]").forEach((node) => node.addEventListener("click", () => show(node.dataset.show)));
-  api.items("").then(({ items }) => items.forEach(learn), () => null);
+  // Their categories fill the filter; the lists add what else they show.
+  api.items("", 100).then(({ items }) => items.forEach(learn), () => null);
   const asked = new URLSearchParams(location.search).get("user");
   const known = asked ? [] : await api.users().then(({ users }) => users, () => []);
   await become(asked || known[0]?.user_id || draw("visitor"));

@@ -17,7 +17,8 @@ function build(node, attributes, children) {
 }
 
 export const h = (tag, attributes = {}, ...children) => build(document.createElement(tag), attributes, children);
-export const svg = (tag, attributes, ...children) => build(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+export const svg = (tag, attributes, ...children) =>
+  build(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 export const button = (name, attributes, ...children) => h("button", { type: "button", class: name, ...attributes }, ...children);
 export const empty = (tag, text, hint) => h(tag, { class: "empty" }, text, hint && h("small", {}, hint));
 
@@ -47,7 +48,8 @@ const FORMS = [
 export function tile(item) {
   const family = hash(item.categories?.[0] ?? item.item_id);
   const own = hash(item.item_id + JSON.stringify(item.attributes ?? {}));
-  const initials = ((item.title || item.item_id).match(/[\p{L}\p{N}]+/gu) ?? ["–"]).slice(0, 2).map((word) => [...word][0]).join("");
+  const names = (item.title || item.item_id).match(/[\p{L}\p{N}]+/gu) ?? ["–"];
+  const initials = names.slice(0, 2).map((word) => [...word][0]).join("");
   const picture = svg("svg", { class: "tile", viewBox: "0 0 64 64", "aria-hidden": "true" },
     svg("rect", { class: "ground", width: 64, height: 64 }),
     svg("g", { transform: `rotate(${(own % 4) * 90} 32 32)` }, FORMS[family % FORMS.length].map((d) => svg("path", { d }))),
@@ -58,7 +60,8 @@ export function tile(item) {
 }
 
 /** Categories and price of an item, as far as it has them. */
-export const meta = (item) => [item.categories?.join(", "), item.price != null && money.format(item.price)].filter(Boolean).join("  ·  ");
+export const meta = ({ categories, price }) =>
+  [categories?.join(", "), typeof price === "number" && money.format(price)].filter(Boolean).join(" · ");
 
 /** A sentence above everything, an open dialog included, for a few seconds. */
 export function toast(message, kind = "note") {

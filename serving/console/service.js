@@ -23,7 +23,7 @@ export const api = {
   similar: (body) => call("POST", "v1/similar", body),
   send: (event) => call("POST", "v1/events", event),
   users: () => call("GET", "v1/users?limit=100"),
-  items: (query) => call("GET", `v1/items?limit=12&q=${segment(query)}`),
+  items: (query, limit = 12) => call("GET", `v1/items?limit=${limit}&q=${segment(query)}`),
   item: (id) => call("GET", `v1/items/${segment(id)}`),
   profile: (id, signal) => call("GET", `v1/users/${segment(id)}/profile`, undefined, signal).catch((error) => {
     if (error.status === 404) return STRANGER;

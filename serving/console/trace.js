@@ -39,7 +39,8 @@ function ribbon(groups, shown) {
   const middle = (step) => [30 - width[step] / 2, width[step]];
   const band = (name, step, [top, height], [end, last]) => {
     const [rise, fall] = [end - top, top + height - end - last];
-    return svg("path", { class: name, d: `M${step * 100} ${top}c50 0 50 ${rise} 100 ${rise}v${last}c-50 0-50 ${fall}-100 ${fall}Z` });
+    const d = `M${step * 100} ${top}c50 0 50 ${rise} 100 ${rise}v${last}c-50 0-50 ${fall}-100 ${fall}Z`;
+    return svg("path", { class: name, d });
   };
   const strands = (stages, step) => {
     const [sum, height] = [Math.max(total(stages.map(found)), 1), Math.min(width[step], width[step + 1])];
@@ -51,12 +52,13 @@ function ribbon(groups, shown) {
       return band("alive", step, [from - before - gap, before], [to - after, after]);
     });
   };
-  const column = (one, step) => one?.kind === "source"
-    ? [band("lost", step, middle(step), middle(step + 1)), ...strands(one.stages, step)]
-    : [band("lost", step, middle(step), middle(step)), band("alive", step, middle(step), middle(step + 1))];
+  const steps = [...groups, { kind: "slate" }];
+  const shade = ({ kind }, step) => band("lost", step, middle(step), middle(kind === "source" ? step + 1 : step));
+  const flow = ({ kind, stages }, step) =>
+    kind === "source" ? strands(stages, step) : [band("alive", step, middle(step), middle(step + 1))];
   const box = `0 0 ${(groups.length + 1) * 100} 60`;
   return svg("svg", { class: "ribbon", viewBox: box, preserveAspectRatio: "none", "aria-hidden": "true" },
-    [...groups, null].flatMap(column));
+    steps.map(shade), steps.flatMap(flow));
 }
 
 function outcome({ item_id, title: name, reason: why, rule, effect }) {
@@ -68,7 +70,7 @@ function outcome({ item_id, title: name, reason: why, rule, effect }) {
 function amount(stage) {
   if (stage.kind === "source") return count.format(found(stage));
   if (stage.kind === "filter") return `−${count.format(removedBy(stage))}`;
-  if (stage.kind === "scorer") return count.format(stage.effects?.length ?? stage.out);
+  if (stage.kind === "scorer") return ""; // its column's figure says it
   return `${count.format(stage.in)} → ${count.format(stage.out)}`;
 }
 
@@ -135,9 +137,11 @@ export function renderTrace(root, { trace, items }) {
   $("trace-note").textContent = stages.length ? `${stages.length} stages in ${spent}` : "";
   if (!stages.length) return root.replaceChildren(empty("p", "There is no trace: the service sent none, or no list."));
   const groups = group(stages);
-  const flow = h("div", { class: "flow" }, ribbon(groups, items.length), h("ol", {}, groups.map(renderGroup), renderSlate(items)));
+  const columns = h("ol", {}, groups.map(renderGroup), renderSlate(items));
+  const flow = h("div", { class: "flow" }, ribbon(groups, items.length), columns);
   flow.style.setProperty("--columns", groups.length + 1);
-  root.replaceChildren(h("div", { class: "scroll" }, flow), ...(trace.candidates?.length ? [renderCandidates(trace.candidates)] : []));
+  const candidates = trace.candidates?.length ? [renderCandidates(trace.candidates)] : [];
+  root.replaceChildren(h("div", { class: "scroll" }, flow), ...candidates);
   root.querySelectorAll("details").forEach((node) => (node.open = open.has(node.dataset.key)));
 }
 

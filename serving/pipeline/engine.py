@@ -143,7 +143,7 @@ class Engine:
         return work
 
     async def _remote(self, section: Section, work: Work) -> Work:
-        """Ask the deployment of a section; without ranking the retrieval order stands, without the others there is no list."""
+        """Ask the deployment of a section; without ranking the retrieval order stands, without others there is no list."""
         assert self.sections is not None
         try:
             reply = await self.sections[section](work.to_wire([self._revision, work.snapshot.policy.version]))
@@ -263,4 +263,4 @@ class Engine:
         # Not dataclasses.replace: the cached columns of the old snapshot must not travel into the new one.
         old = self.snapshot
         fields = {name: getattr(old, name) for name in Snapshot.__dataclass_fields__}
-        return Snapshot(**(fields | changes))  # type: ignore[arg-type]
+        return Snapshot(**(fields | changes))

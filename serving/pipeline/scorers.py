@@ -62,7 +62,8 @@ class RankerScore(Scorer):
         probabilities = ranker.rank(work.user_vector, catalogue.vectors(history), vectors, features)
         wanted = {name: work.placement.objectives.get(name, 0.0) for name in ranker.config.objectives}
         weights = ranker.weights(wanted if any(wanted.values()) else dict.fromkeys(wanted, 1.0))
-        return probabilities @ (weights / np.abs(weights).sum())
+        score: Floats = probabilities @ (weights / np.abs(weights).sum())
+        return score
 
 
 class Boosts(Scorer):

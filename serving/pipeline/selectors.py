@@ -10,6 +10,7 @@ from serving.pipeline.query import Reason
 from serving.pipeline.reasons import reasons_for
 from serving.pipeline.stage import Selector
 from serving.pipeline.work import Place, Work
+from serving.policy.rules import Rule
 
 
 class Diversity(Selector):
@@ -112,11 +113,11 @@ class Slate(Selector):
         ]
         return {"pins": len(pinned)}
 
-    def _pins(self, work: Work, k: int) -> dict[int, tuple[int, object]]:
+    def _pins(self, work: Work, k: int) -> dict[int, tuple[int, Rule]]:
         """Position -> (candidate, rule). The stronger rule keeps a contested position, the other takes the next one."""
         if work.query.candidates is not None:
             return {}
-        placed: dict[int, tuple[int, object]] = {}
+        placed: dict[int, tuple[int, Rule]] = {}
         for rule, mask, position in work.rules.pins:
             used = {at for at, _ in placed.values()}
             found = [at for at in np.flatnonzero(mask[work.candidates.rows]).tolist() if at not in used]

@@ -66,8 +66,8 @@ class TwoTowerSource(PersonSource):
     personal = True
 
     def find(self, work: Work, count: int) -> Rows:
-        """The search through index and delta."""
-        return work.catalogue.search(work.user_vector[None], count, work.allowed)[1][0]
+        """The nearest of all."""
+        return searched(work, count)
 
 
 class SimilarToRecent(PersonSource):
@@ -140,9 +140,16 @@ class Backfill(Source):
     def find(self, work: Work, count: int) -> Rows:
         """Whatever is allowed, most relevant first, or in demand where nothing personal is asked for."""
         if work.query.personalized:
-            return work.catalogue.search(work.user_vector[None], count, work.allowed)[1][0]
+            return searched(work, count)
         rest = np.flatnonzero(work.allowed)
-        return rest[np.argsort(-work.snapshot.trend[rest], kind="stable")][:count]
+        ranked: Rows = rest[np.argsort(-work.snapshot.trend[rest], kind="stable")]
+        return ranked[:count]
+
+
+def searched(work: Work, count: int) -> Rows:
+    """The allowed rows with the highest dot product with the query vector, through index and delta."""
+    rows: Rows = work.catalogue.search(work.user_vector[None], count, work.allowed)[1][0]
+    return rows
 
 
 def neighbours(work: Work, vectors: Floats, count: int) -> Rows:

@@ -1,9 +1,9 @@
 """The framework around every stage: it times, counts, guards and explains; the stage does the business.
 
 A stage is a plain class without Ray and without HTTP. Sources find rows, filters remove rows from the catalogue before
-anything is searched, scorers give every candidate a score, selectors make the slate. What a stage does wrong is caught here:
-a source or scorer that fails costs quality and is named in `degraded`; a filter that fails fails the request, because an
-item that must not be shown is worse than no list.
+anything is searched, scorers give every candidate a score, selectors make the slate. What a stage does wrong is caught
+here: a source or scorer that fails costs quality and is named in `degraded`; a filter that fails fails the request,
+because an item that must not be shown is worse than no list.
 """
 
 from __future__ import annotations
@@ -145,6 +145,11 @@ class Scorer(Stage):
     """Gives every candidate a new score."""
 
     kind = "scorer"
+
+    def run(self, work: Work) -> None:
+        """The same, where there is anything to score."""
+        if len(work.candidates):
+            super().run(work)
 
     def score(self, work: Work) -> Floats:
         """Scores [K], in the order of the candidates."""

@@ -89,7 +89,8 @@ class Work:
         """Query vector [D]: the person as the user tower sees them now, or the item that others are to resemble."""
         bundle = self.snapshot.bundle
         if self.query.similar_to is not None:
-            return self.catalogue.vectors(self.catalogue.rows([self.query.similar_to]))[0]
+            itself: Floats = self.catalogue.vectors(self.catalogue.rows([self.query.similar_to]))[0]
+            return itself
         events = self.history[-bundle.manifest.towers.max_history :]
         rows = self.history_rows[len(self.history) - len(events) :]
         return bundle.encode_user(
@@ -113,7 +114,8 @@ class Work:
 
     def relevance(self, rows: Rows) -> Floats:
         """Retrieval scores of rows: their dot product with the query vector."""
-        return self.catalogue.vectors(rows) @ self.user_vector
+        scores: Floats = self.catalogue.vectors(rows) @ self.user_vector
+        return scores
 
     def by_relevance(self, rows: Rows) -> Rows:
         """Rows, the most relevant first."""

@@ -13,9 +13,10 @@ import math
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -48,17 +49,23 @@ class Condition(ABC):
         return self._mask(columns, time.time() if now is None else now)
 
     @property
-    @abstractmethod
     def timed(self) -> bool:
         """Whether the outcome changes as time goes by, the rows being the same."""
+        return any(leaf.op == "within_days" for leaf in self._leaves())
 
-    @abstractmethod
     def attributes(self) -> frozenset[str]:
         """Every attribute that is named in it."""
+        return frozenset(leaf.attribute for leaf in self._leaves())
 
-    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Return the JSON that `parse` reads back into an equal tree."""
+        return self._json()
+
+    @abstractmethod
+    def _leaves(self) -> Iterator[Comparison]: ...
+
+    @abstractmethod
+    def _json(self) -> dict[str, Any]: ...
 
     @abstractmethod
     def _matches(self, row: Mapping[str, Any], now: float) -> bool: ...
@@ -71,12 +78,8 @@ class Condition(ABC):
 class _Group(Condition):
     children: tuple[Condition, ...]
 
-    @property
-    def timed(self) -> bool:
-        return any(child.timed for child in self.children)
-
-    def attributes(self) -> frozenset[str]:
-        return frozenset().union(*(child.attributes() for child in self.children))
+    def _leaves(self) -> Iterator[Comparison]:
+        return chain.from_iterable(child._leaves() for child in self.children)
 
 
 class AllOf(_Group):
@@ -84,8 +87,8 @@ class AllOf(_Group):
 
     __slots__ = ()
 
-    def to_json(self) -> dict[str, Any]:
-        return {"all": [child.to_json() for child in self.children]}
+    def _json(self) -> dict[str, Any]:
+        return {"all": [child._json() for child in self.children]}
 
     def _matches(self, row: Mapping[str, Any], now: float) -> bool:
         return all(child._matches(row, now) for child in self.children)
@@ -99,8 +102,8 @@ class AnyOf(_Group):
 
     __slots__ = ()
 
-    def to_json(self) -> dict[str, Any]:
-        return {"any": [child.to_json() for child in self.children]}
+    def _json(self) -> dict[str, Any]:
+        return {"any": [child._json() for child in self.children]}
 
     def _matches(self, row: Mapping[str, Any], now: float) -> bool:
         return any(child._matches(row, now) for child in self.children)
@@ -115,15 +118,11 @@ class Not(Condition):
 
     child: Condition
 
-    @property
-    def timed(self) -> bool:
-        return self.child.timed
+    def _leaves(self) -> Iterator[Comparison]:
+        return self.child._leaves()
 
-    def attributes(self) -> frozenset[str]:
-        return self.child.attributes()
-
-    def to_json(self) -> dict[str, Any]:
-        return {"not": self.child.to_json()}
+    def _json(self) -> dict[str, Any]:
+        return {"not": self.child._json()}
 
     def _matches(self, row: Mapping[str, Any], now: float) -> bool:
         return not self.child._matches(row, now)
@@ -144,14 +143,10 @@ class Comparison(Condition):
     def __post_init__(self) -> None:
         object.__setattr__(self, "_selection", _selection(self.op, self.value))
 
-    @property
-    def timed(self) -> bool:
-        return self.op == "within_days"
+    def _leaves(self) -> Iterator[Comparison]:
+        yield self
 
-    def attributes(self) -> frozenset[str]:
-        return frozenset((self.attribute,))
-
-    def to_json(self) -> dict[str, Any]:
+    def _json(self) -> dict[str, Any]:
         value = list(self.value) if isinstance(self.value, tuple) else self.value
         return {"attribute": self.attribute, "op": self.op, "value": value}
 
@@ -185,26 +180,26 @@ def _instant(cell: float | str) -> float:
     return cell
 
 
-def _bounds(value: Scalar) -> list[tuple[float, float] | tuple[str, str]]:
-    """First and last of what a value stands for: as a text, as a number, or (a date) as both."""
+def _bounds(value: Scalar) -> dict[type, tuple[Any, Any]]:
+    """First and last of what a value stands for, by kind: a text, a number, or (a date) both."""
     if not isinstance(value, str):
-        return [(float(value), float(value))]
+        return {float: (float(value), float(value))}
     found = moment(value)
-    return [(value, value), found] if found else [(value, value)]
+    return {float: found, str: (value, value)} if found else {str: (value, value)}
 
 
 def _selection(op: str, value: Scalar | tuple[Scalar, ...]) -> Selection:
     if op in ("exists", "within_days"):
         return Selection()
     values = value if isinstance(value, tuple) else (value,)
-    bounds = [pair for one in values for pair in _bounds(one)]
-    if op in ("eq", "ne", "in", "contains"):
-        spans = tuple(Span(low=low, high=high) for low, high in bounds if low != high)
-        return Selection(frozenset(low for low, high in bounds if low == high), spans)
     if op == "between":
-        lows, highs = (dict((type(pair[0]), pair) for pair in _bounds(one)) for one in values)
-        return Selection(spans=tuple(Span(low=lows[kind][0], high=highs[kind][1]) for kind in lows if kind in highs))
-    return Selection(spans=tuple(_order(op, low, high) for low, high in bounds))
+        lows, highs = map(_bounds, values)
+        return Selection(spans=tuple(Span(low=lows[kind][0], high=highs[kind][1]) for kind in lows.keys() & highs))
+    bounds = [pair for one in values for pair in _bounds(one).values()]
+    if op in ("lt", "le", "gt", "ge"):
+        return Selection(spans=tuple(_order(op, low, high) for low, high in bounds))
+    spans = tuple(Span(low=low, high=high) for low, high in bounds if low != high)
+    return Selection(frozenset(low for low, high in bounds if low == high), spans)
 
 
 def _order(op: str, low: float | str, high: float | str) -> Span:
@@ -341,10 +336,11 @@ def _interval(raw: object, path: str) -> tuple[Scalar, ...]:
     if not isinstance(raw, list | tuple) or len(raw) != 2:
         raise _wrong(path, "must be a list of two values, the lowest and the highest")
     low, high = (_orderable(value, f"{path}.{place}") for place, value in enumerate(raw))
-    (first, *_), (last, *_) = (_bounds(value)[::-1] for value in (low, high))
-    if type(first[0]) is not type(last[0]):
+    lows, highs = _bounds(low), _bounds(high)
+    shared = [kind for kind in (float, str) if kind in lows and kind in highs]
+    if not shared:
         raise _wrong(path, "must be two numbers, two dates or two other texts")
-    if first[0] > last[1]:  # type: ignore[operator]  # the line above made them the same kind
+    if lows[shared[0]][0] > highs[shared[0]][1]:
         raise _wrong(path, "must have the lowest value first")
     return low, high
 

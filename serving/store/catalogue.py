@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import orjson
 from pydantic import ValidationError
-from sqlalchemy import Connection, false, func, select, true, update
+from sqlalchemy import Connection, false, func, select
 
 from embeddings.errors import StoreError
 from embeddings.schema import Item
@@ -54,7 +54,7 @@ class Catalogue:
         self._upsert = insert.on_conflict_do_update(
             index_elements=["item_id"],
             set_={name: new[name] for name in names},
-            where=(ITEMS.c.body != new.body) | (ITEMS.c.deleted == true()),
+            where=ITEMS.c.body != new.body,  # a tombstone's is empty, so an item that comes back differs too
         ).returning(ITEMS.c.item_id)
 
     def upsert(self, items: Sequence[Item]) -> int:
@@ -83,16 +83,19 @@ class Catalogue:
         return None if row is None else _item(row[0])
 
     def delete(self, item_id: str) -> bool:
-        """Delete an item, leaving a tombstone; False where there was none."""
-        gone = update(ITEMS).where(ITEMS.c.item_id == item_id, ITEMS.c.deleted == false())
+        """Delete an item, leaving a tombstone; False where there was none.
+
+        The tombstone is left even then: a release in service may hold an item that this store never saw.
+        """
+        living = select(ITEMS.c.item_id).where(ITEMS.c.item_id == item_id, ITEMS.c.deleted == false())
 
         def work(connection: Connection) -> bool:
             revision = hold(connection, "catalogue") + 1
-            values = {"revision": revision, "deleted": True, "search": "", "body": ""}
-            changed = connection.execute(gone.values(values)).rowcount > 0
-            if changed:
+            existed = connection.execute(living).first() is not None
+            tombstone = {"item_id": item_id, "revision": revision, "deleted": True, "search": "", "body": ""}
+            if connection.execute(self._upsert, [tombstone]).first() is not None:
                 advance(connection, "catalogue")
-            return changed
+            return existed
 
         return self._database.write(work)
 

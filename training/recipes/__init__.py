@@ -12,7 +12,9 @@ from training.config import Config, parse_config
 
 def list_recipes() -> list[str]:
     """Names of the recipes that ship with the package, sorted."""
-    return sorted(entry.name.removesuffix(".toml") for entry in files(__name__).iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in files(__name__).iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def load_recipe(name_or_path: str | Path) -> Config:

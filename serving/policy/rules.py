@@ -1,0 +1,195 @@
+"""Rules: one document says when, for which items, and what happens to them.
+
+A rule is `when` (a condition over the person, the request and the time), `items` (a condition over items) and an action.
+`parse_rule` validates a raw document against the attributes that the catalogue has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    Strict,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+
+from embeddings.errors import InputError, unknown_name
+from embeddings.schema import Id, Row, Text, first_error
+from serving.policy.columns import FIELDS
+from serving.policy.conditions import Condition, parse
+
+MAX_PLACEMENTS = 100
+_NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,63}"
+
+
+class FactNames(Collection[str]):
+    """The names that `when` may use: some are fixed, and any attribute of the user and of the context."""
+
+    fixed = ("time.date", "time.hour", "time.weekday", "user.events")
+    _open = re.compile(rf"(user|context)\.{_NAME}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.fixed or (isinstance(name, str) and self._open.fullmatch(name) is not None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("context.<name>", *self.fixed, "user.<attribute>"))
+
+    def __len__(self) -> int:
+        return len(self.fixed) + 2
+
+
+FACTS = FactNames()
+
+Whole = Annotated[int, Strict()]
+Factor = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+
+
+class Include(Row):
+    """Only items that match stay."""
+
+    type: Literal["include"]
+
+
+class Exclude(Row):
+    """Items that match go."""
+
+    type: Literal["exclude"]
+
+
+class Boost(Row):
+    """The score of items that match is multiplied by `factor`, above 1."""
+
+    type: Literal["boost"]
+    factor: Annotated[Factor, Field(gt=1, le=100)]
+
+
+class Bury(Row):
+    """The score of items that match is multiplied by `factor`, below 1."""
+
+    type: Literal["bury"]
+    factor: Annotated[Factor, Field(ge=0, lt=1)]
+
+
+class Pin(Row):
+    """The best item that matches is put on `position`, counted from 0."""
+
+    type: Literal["pin"]
+    position: Annotated[Whole, Field(ge=0, le=199)]
+
+
+class Cap(Row):
+    """At most `limit` items of an answer share a value of `attribute`."""
+
+    type: Literal["cap"]
+    attribute: Annotated[str, Field(min_length=1, max_length=64)]
+    limit: Annotated[Whole, Field(ge=1, le=200)]
+
+
+Action = Annotated[Include | Exclude | Boost | Bury | Pin | Cap, Field(discriminator="type")]
+ACTIONS = ("include", "exclude", "boost", "bury", "pin", "cap")
+
+
+def _condition(raw: Any, info: ValidationInfo) -> Condition | None:
+    if raw is None or isinstance(raw, Condition):
+        return raw
+    name = str(info.field_name)
+    known: Iterable[str] | None = FACTS if name == "when" else (info.context or {}).get("item_attributes")
+    return parse(raw, known=known, field=name)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+Tree = Annotated[
+    Condition | None,
+    BeforeValidator(_condition),
+    PlainSerializer(lambda tree: tree and tree.to_json()),
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}], "description": "A condition tree."}),
+]
+Instant = Annotated[datetime, AfterValidator(_in_utc)]
+
+
+class Rule(Row):
+    """One rule, as stored and as answered by the service (`model_dump(mode="json")`).
+
+    Rules with a higher `priority` come first, equal ones in order of `id`. No `placements` means all of them; no `when`
+    means always. It is in force from `starts_at` until just before `ends_at`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    id: Id
+    description: Text = ""
+    enabled: StrictBool = True
+    priority: Annotated[Whole, Field(ge=-1_000_000, le=1_000_000)] = 0
+    placements: Annotated[tuple[Id, ...], Field(max_length=MAX_PLACEMENTS)] = ()
+    when: Tree = None
+    items: Tree = None
+    action: Action
+    starts_at: Instant | None = None
+    ends_at: Instant | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self, info: ValidationInfo) -> Rule:
+        kind = self.action.type
+        if isinstance(self.action, Cap):
+            known = (info.context or {}).get("item_attributes")
+            if known is not None and self.action.attribute not in known:
+                raise unknown_name("attribute", self.action.attribute, known, field="action.attribute")
+            if self.items is not None:
+                raise InputError("items: a cap counts every item of the answer; leave 'items' out", field="items")
+        elif self.items is None:
+            raise InputError(f"items: '{kind}' needs a condition that says which items", field="items")
+        if self.starts_at and self.ends_at and self.starts_at >= self.ends_at:
+            raise InputError("ends_at: must lie after starts_at", field="ends_at")
+        return self
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Sort key: higher priority first, then by id."""
+        return -self.priority, self.id
+
+    def in_force(self, placement: str, now: float) -> bool:
+        """Whether it is enabled, meant for the placement, and within its dates at `now` (seconds since 1970)."""
+        started = self.starts_at is None or self.starts_at.timestamp() <= now
+        over = self.ends_at is not None and self.ends_at.timestamp() <= now
+        return self.enabled and started and not over and (not self.placements or placement in self.placements)
+
+
+def parse_rule(raw: Mapping[str, Any], *, item_attributes: Iterable[str] | None) -> Rule:
+    """Validate one raw document.
+
+    `item_attributes` are the catalogue's own attributes (None: any name passes); the fields of every item are always
+    known. Raises `InputError`; its `field` is a path such as "items.all.1.value" or "action.factor".
+    """
+    known = None if item_attributes is None else frozenset(item_attributes) | FIELDS.keys()
+    try:
+        return Rule.model_validate(raw, context={"item_attributes": known})
+    except ValidationError as error:
+        raise _first_wrong(error, raw) from None
+
+
+def _first_wrong(error: ValidationError, raw: Mapping[str, Any]) -> InputError:
+    detail = error.errors(include_url=False)[0]
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return cause
+    if detail["type"] == "union_tag_invalid":
+        return unknown_name("action", str(raw["action"]["type"])[:64], ACTIONS, field="action.type")
+    if detail["loc"][:1] == ("action",) and len(detail["loc"]) > 2:
+        return _first_wrong_of_action(raw["action"])
+    return first_error(error, known=Rule.model_fields)
