@@ -117,6 +117,8 @@ class Block(nn.Module):
             nn.Linear(config.feed_forward * dim, dim),
         )
         self.gate1, self.gate2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        # How far back an event lies matters wherever in a window it stands (relative bias, Raffel et al., 2020).
+        self.recency = nn.Parameter(torch.zeros(config.heads, config.max_history + 1))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]; place t sees places 0..t only."""
@@ -130,7 +132,10 @@ class Block(nn.Module):
         B, T, D = y_BTD.shape
         q, k, v = self.qkv(y_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        place_T = torch.arange(T, device=y_BTD.device)
+        back_TT = place_T[:, None] - place_T
+        bias_HTT = self.recency[:, back_TT.clamp(min=0)].masked_fill(back_TT < 0, -torch.inf)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HTT.to(q.dtype), dropout_p=dropout)
         return out.transpose(1, 2).reshape(B, T, D)
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ without it the figures are those of one process. Labels are bounded: stage and r
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -18,6 +19,8 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -42,8 +45,16 @@ READY = Gauge(
 
 def exposition() -> tuple[bytes, str]:
     """All metrics as text, and its content type."""
-    registry = REGISTRY
-    if os.environ.get(FOLDER):
-        registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    if not os.environ.get(FOLDER):
+        return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
+    registry = CollectorRegistry()
+    registry.register(_OursOnly())
     return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _OursOnly(Collector):
+    """Ray's own processes inherit the folder and count into it too; they have an exporter of their own."""
+
+    def collect(self) -> Iterator[Metric]:
+        found = multiprocess.MultiProcessCollector(None).collect()  # type: ignore[no-untyped-call]
+        return (metric for metric in found if metric.name.startswith("bespoke_"))

@@ -27,7 +27,11 @@ def dataset(
     """Build a data set; `contexts` are by person, `shuffled` mixes the order of the file (not of equal times)."""
     events = []
     for user, history in histories.items():
-        touches = [(item, "view", place) for place, item in enumerate(history.split())] if isinstance(history, str) else history
+        touches = (
+            [(item, "view", place) for place, item in enumerate(history.split())]
+            if isinstance(history, str)
+            else history
+        )
         context = dict((contexts or {}).get(user, {}))
         channel = context.pop("channel", None)
         for item, kind, hours in touches:
@@ -42,7 +46,7 @@ def dataset(
     return load(to_table(events, Event), to_table(items, Item) if items else None, people, **options)
 
 
-def cycle(*, people: int = 120, items: int = 12, length: int = 7, **options: Any) -> Dataset:
+def cycle(*, people: int = 160, items: int = 20, length: int = 7, **options: Any) -> Dataset:
     """A world with one answer: whoever touched item i touches item i + 1 next, around the circle."""
     histories = {}
     for person in range(people):

@@ -90,5 +90,5 @@ def test_run_options_are_checked(options: dict[str, object], message: str) -> No
 
 def test_configurations_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Config().towers.dim = 8  # type: ignore[misc]
+        Config().towers.dim = 8
     assert parse_run(device="cuda:1", seed=3) == Run(device="cuda:1", seed=3)

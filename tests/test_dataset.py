@@ -27,7 +27,7 @@ def crowd(people: int = 30, seed: int = 0) -> Dataset:
 
 
 def history(data: Dataset, targets: Targets, query: int) -> list[int]:
-    return data.rows[data.offsets[targets.users[query]] : targets.ends[query]].tolist()
+    return [int(row) for row in data.rows[data.offsets[targets.users[query]] : targets.ends[query]]]
 
 
 def test_events_are_sorted_by_person_and_time_and_ties_keep_their_order() -> None:
@@ -164,6 +164,11 @@ def test_take_keeps_order_and_lists() -> None:
 
 def test_fingerprint_is_a_function_of_the_events() -> None:
     assert dataset({"ann": "a b"}).fingerprint() == dataset({"ann": "a b"}).fingerprint()
-    others = [{"ann": "b a"}, {"bob": "a b"}, {"ann": "a b b"}, {"ann": [("a", "view", 0), ("b", "click", 1)]}]
-    prints = {dataset(other).fingerprint() for other in others} | {dataset({"ann": "a b"}).fingerprint()}
+    others: list[dict[str, str | list[Touch]]] = [
+        {"ann": "b a"},
+        {"bob": "a b"},
+        {"ann": "a b b"},
+        {"ann": [("a", "view", 0), ("b", "click", 1)]},
+    ]
+    prints = {dataset(dict(other)).fingerprint() for other in others} | {dataset({"ann": "a b"}).fingerprint()}
     assert len(prints) == 5

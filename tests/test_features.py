@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,7 +28,9 @@ from embeddings.schema import Item
 
 ITEMS = [
     Item(item_id="1", title="Red cup", categories=["kitchen"], attributes={"colour": "red", "size": 3.0}, price=4.0),
-    Item(item_id="2", title="Tasse bleue, 茶碗", categories=["kitchen", "new"], attributes={"colour": "blue"}, price=9.0),
+    Item(
+        item_id="2", title="Tasse bleue, 茶碗", categories=["kitchen", "new"], attributes={"colour": "blue"}, price=9.0
+    ),
     Item(item_id="3", attributes={"colour": "red", "tags": ["a", "b"], "vegan": True}),
     Item(item_id="4", title="Red red RED", price=500_000.0),
 ]
@@ -65,7 +68,10 @@ def test_take_equals_featurizing_those_items() -> None:
 def test_rare_and_unseen_attributes_share_the_buckets_behind_the_vocabulary() -> None:
     found = spec()
     assert found.tokens == ("categories=kitchen", "colour=red")  # everything else occurs once
-    rare, unseen = found.token_rows(ITEMS[1])[-1], found.token_rows(Item(item_id="9", attributes={"colour": "plaid"}))[0]
+    rare, unseen = (
+        found.token_rows(ITEMS[1])[-1],
+        found.token_rows(Item(item_id="9", attributes={"colour": "plaid"}))[0],
+    )
     assert len(found.tokens) <= rare < found.token_count
     assert len(found.tokens) <= unseen < found.token_count
 
@@ -126,7 +132,7 @@ def test_event_types() -> None:
 def test_gap_buckets_of_many_equal_those_of_one(seconds: list[float]) -> None:
     assert span_buckets(np.array(seconds)).tolist() == [gap_bucket(gap) for gap in seconds]
     times = np.cumsum(np.maximum(seconds, 0.0))
-    expected = [0] + [gap_bucket(later - sooner) for sooner, later in zip(times, times[1:], strict=False)]
+    expected = [0] + [gap_bucket(later - sooner) for sooner, later in pairwise(times)]
     assert gap_buckets(times).tolist() == expected
 
 

@@ -113,3 +113,31 @@ def test_a_candidate_that_is_the_target_is_no_negative() -> None:
         expected_M=torch.ones(1),
     )
     assert loss.item() == 0.0
+
+
+def test_full_softmax_in_bfloat16_stays_close_and_gives_float_gradients() -> None:
+    queries, items, targets, at, rows = example()
+    queries, items = queries.detach().float().requires_grad_(), items.detach().float().requires_grad_()
+    exact = full_softmax(queries, items, targets, hidden_at=at, hidden_rows=rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        close = full_softmax(queries, items, targets, hidden_at=at, hidden_rows=rows)
+    assert close.dtype == torch.float32
+    torch.testing.assert_close(close, exact, rtol=0.02, atol=0.0)
+    for ours, theirs in zip(gradients(close, queries, items), gradients(exact, queries, items), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_full_softmax_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    product = torch.Tensor.__matmul__
+
+    def watched(left: Tensor, right: Tensor) -> Tensor:
+        made = product(left, right)
+        held.append(made.numel())
+        return made
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    queries, items = torch.randn(700, 8, requires_grad=True), torch.randn(2048, 8, requires_grad=True)
+    gradients(full_softmax(queries, items, torch.randint(2048, (700,)), chunk_mb=1), queries, items)
+    assert max(held) * 4 <= 2**20 < 700 * 2048 * 4

@@ -52,7 +52,7 @@ def groups(answer: Answer) -> set[str]:
 
 def rule(engine: Engine, name: str, action: dict[str, Any], **fields: Any) -> None:
     body = {"id": name, "action": action} | fields
-    engine.store.documents.put("rules", name, body, by="test")
+    engine.store.documents.put("rule", name, body, by="test")
     engine.refresh()
 
 
@@ -202,10 +202,10 @@ def test_rules_include_exclude_boost_bury_pin_and_cap(engine: Engine) -> None:
         engine.snapshot.catalogue.value(engine.snapshot.catalogue.row(name), "brand") for name in ids(ask(engine))
     ]
     assert len(brands) == len(set(brands)) == 5
-    engine.store.documents.delete("rules", "cap", by="test")
+    engine.store.documents.delete("rule", "cap", by="test")
     rule(engine, "bury", {"type": "bury", "factor": 0.001}, items=group2)
     assert groups(ask(engine)) != {"g2"}
-    engine.store.documents.delete("rules", "bury", by="test")
+    engine.store.documents.delete("rule", "bury", by="test")
     rule(engine, "only", {"type": "include"}, items={"attribute": "categories", "op": "contains", "value": "group-1"})
     assert groups(ask(engine)) == {"g1"}
 

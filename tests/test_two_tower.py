@@ -160,7 +160,9 @@ def test_heads_must_divide_the_width() -> None:
 def test_service_and_training_encode_a_person_alike(tmp_path: Path) -> None:
     spec, built = towers()
     served = replace(open_bundle(write_world(tmp_path)), towers=built, spec=spec)
-    histories = {f"u{length}": " ".join(f"i{(3 * at + length) % 10}" for at in range(length)) for length in range(3, 10)}
+    histories = {
+        f"u{length}": " ".join(f"i{(3 * at + length) % 10}" for at in range(length)) for length in range(3, 10)
+    }
     data = dataset(
         histories,
         items=ITEMS,

@@ -77,7 +77,10 @@ def test_a_window_reads_the_events_of_one_person_and_no_later_ones() -> None:
 def test_windows_of_a_long_history_move_from_epoch_to_epoch_and_repeat_by_seed() -> None:
     data = crowd()
     found = windows(data, leave_last_out(data))
-    cuts = [sorted(map(tuple, np.concatenate(found.epoch(seed, epoch)).tolist())) for seed, epoch in [(0, 1), (0, 2), (1, 1)]]
+    cuts = [
+        sorted(map(tuple, np.concatenate(found.epoch(seed, epoch)).tolist()))
+        for seed, epoch in [(0, 1), (0, 2), (1, 1)]
+    ]
     assert cuts[0] != cuts[1]
     assert cuts[0] != cuts[2]
     again = windows(data, leave_last_out(data)).epoch(0, 1)
@@ -112,7 +115,9 @@ def test_context_of_every_event_equals_the_featurizer_one_at_a_time() -> None:
 
 def test_context_is_cut_where_the_featurizer_cuts_it() -> None:
     about = {f"c{at}": at for at in range(9)}
-    data = dataset({"ann": "a b"}, users={"ann": {f"a{at}": at for at in range(9)}}, contexts={"ann": about}, context_buckets=999)
+    data = dataset(
+        {"ann": "a b"}, users={"ann": {f"a{at}": at for at in range(9)}}, contexts={"ann": about}, context_buckets=999
+    )
     found = context_matrix(data, np.arange(2), data.times, np.array([np.nan, data.times[0]]))
     for event, last in ((0, None), (1, float(data.times[0]))):
         assert found[event].tolist() == data.context_tokens(event, now=float(data.times[event]), last=last)

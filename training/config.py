@@ -47,7 +47,7 @@ class LossConfig(_Section):
     negatives: int = Field(default=1024, ge=1, description="uniform samples a step, shared by its positions")
     in_batch: int = Field(default=0, ge=0, description="targets of the batch that join the samples, logQ-corrected")
     temperature: float = Field(default=1.0, gt=0.0, description="logit = dot product / temperature")
-    hide_seen: bool = Field(default=True, description="items already in the history are no negatives: lists omit them")
+    hide_seen: bool = Field(default=True, description="full softmax: items of the history are no negatives")
     chunk_mb: int = Field(default=8, ge=1, description="block of logits held at once; on a CPU, what its cache holds")
 
 
@@ -94,7 +94,7 @@ class Run(_Section):
     checkpoints: Path | None = Field(default=None, description="folder of the checkpoint; none is written without it")
     checkpoint_seconds: float = Field(default=60.0, ge=0.0, description="0 writes one after every step")
     resume: bool = False
-    max_minutes: float | None = Field(default=None, gt=0.0)
+    max_minutes: float | None = Field(default=None, gt=0.0, description="of all runs that share a checkpoint")
     compile: bool = Field(default=True, description="torch.compile where there is a GPU")
 
     @model_validator(mode="after")

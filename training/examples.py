@@ -9,7 +9,7 @@ Shape suffixes: Q targets, K candidates, L events of a history, D dimensions, F 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from embeddings.features import Floats, Ints
 from embeddings.ids import UNKNOWN
 from embeddings.ranker import FEATURES, RankerConfig, candidate_features
 from embeddings.two_tower import TwoTower
-from training.dataset import Dataset, Mask, Targets, Times
+from training.dataset import Dataset, Mask, Split, Targets, Times, first_touches
 from training.queries import encode_queries, rank_all, seen_items
 
 DAY_S = 86_400.0
@@ -29,7 +29,7 @@ CHUNK = 1024
 """Targets whose lists are held at once when they are only ranked."""
 
 
-class Popularity:
+class EventCounts:
     """How many positive events each item had before any moment: one binary search a question."""
 
     def __init__(self, data: Dataset, *, recent_days: float = RECENT_DAYS) -> None:
@@ -82,7 +82,7 @@ class ListMaker:
     def __init__(self, data: Dataset, towers: TwoTower, matrix: Floats, config: RankerConfig) -> None:
         items = data.item_rows()
         self.data, self.towers, self.matrix, self.config = data, towers, matrix, config
-        self.popularity = Popularity(data)
+        self.counts = EventCounts(data)
         self.prices = np.array([np.nan if item.price is None else item.price for item in items], dtype=np.float64)
         self.created = np.array([item.created_at.timestamp() if item.created_at else np.nan for item in items])
 
@@ -91,7 +91,7 @@ class ListMaker:
         data, seen = self.data, seen_items(self.data, targets)
         queries = encode_queries(data, self.towers, self.matrix, targets)
         rows = rank_all(queries, self.matrix, seen, self.config.candidates)
-        total, recent = self.popularity.at(np.maximum(rows, 0), targets.times[:, None])
+        total, recent = self.counts.at(np.maximum(rows, 0), targets.times[:, None])
         features = np.zeros((*rows.shape, len(FEATURES)), dtype=np.float32)
         for q, known in enumerate(seen):
             kept = rows[q] != UNKNOWN
@@ -114,8 +114,26 @@ class ListMaker:
             yield self.make(targets.take(np.arange(start, min(start + CHUNK, len(targets)))))
 
 
+def reserve(data: Dataset, split: Split, *, share: float = 0.05, most: int = 10) -> tuple[Split, Targets]:
+    """Set events aside for the ranking model: a split whose training is shorter, and the targets to learn ranking from.
+
+    A retriever has learned its training events by heart; a ranking model fitted to those would trust it too far. Where
+    people are few, one validation target each teaches too little, so everybody also gives the last `share` of their
+    training targets, at most `most` of them. Those events stay in the histories, the towers only do not learn to
+    predict them. The targets are these and the validation targets, those of one person side by side.
+    """
+    places = np.flatnonzero(split.train & data.positive & first_touches(data))
+    counts = np.bincount(data.owners[places], minlength=len(data.users))
+    given = np.minimum(most, (counts * share).astype(np.int64))
+    taken = places[np.arange(len(places)) >= (np.cumsum(counts) - given)[data.owners[places]]]
+    stops = data.offsets[1:].copy()
+    np.minimum.at(stops, data.owners[taken], taken)
+    train = split.train & (np.arange(len(data)) < stops[data.owners])
+    return replace(split, train=train), _joined(data, taken, split.validation)
+
+
 def outcomes(data: Dataset, targets: Targets, rows: Ints, config: RankerConfig, *, within_days: float = 7.0) -> Mask:
-    """Labels [Q, K, O]: did the person do this with the candidate, and was it one of the items to be found?
+    """Labels [Q, K, O]: the candidate was to be found, and the person did this with it.
 
     An item is found by its first event; a purchase days later is an outcome of the same find. Events count that follow
     the first one within `within_days`.
@@ -130,6 +148,21 @@ def outcomes(data: Dataset, targets: Targets, rows: Ints, config: RankerConfig, 
             near = places[times[places] <= times[places[0]] + within_days * DAY_S]
             labels[q, rows[q] == row] = np.isin(wanted, data.types[own][near])
     return labels
+
+
+def _joined(data: Dataset, places: Ints, targets: Targets) -> Targets:
+    """Single events and targets as one, sorted by person and time."""
+    rows = np.concatenate([data.rows[places], targets.rows])
+    lengths = np.concatenate([np.ones(len(places), dtype=np.int64), np.diff(targets.bounds)])
+    both = Targets(
+        users=np.concatenate([data.owners[places], targets.users]),
+        ends=np.concatenate([places, targets.ends]),
+        events=np.concatenate([places, targets.events]),
+        times=np.concatenate([data.times[places], targets.times]),
+        bounds=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        rows=rows,
+    )
+    return both.take(np.lexsort((both.ends, both.users)))
 
 
 def _latest(histories: list[Ints], length: int) -> Ints:

@@ -59,7 +59,8 @@ class _FullSoftmax(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries_PD.dtype
         queries_PD, items_ND = (queries_PD / temperature).to(dtype), items_ND.to(dtype)
         P, total = len(queries_PD), queries_PD.new_zeros((), dtype=torch.float32)
-        grad_q, grad_i = torch.zeros_like(queries_PD), torch.zeros_like(items_ND, dtype=torch.float32)
+        grad_q = torch.zeros_like(queries_PD, dtype=torch.float32)
+        grad_i = torch.zeros_like(items_ND, dtype=torch.float32)
         edges = [*range(0, P, block), P]
         cuts = _cuts(hidden_at, edges)
         for start, end, (low, high) in zip(edges[:-1], edges[1:], cuts, strict=True):
@@ -74,7 +75,7 @@ class _FullSoftmax(torch.autograd.Function):
             sums = mass.sum(1, keepdim=True)
             total += (sums.log() + (top - right)).sum()
             mass, share = mass.to(dtype), sums.reciprocal()
-            grad_q[start:end] = ((mass @ items_ND) * share - items_ND[wanted]).to(dtype)
+            grad_q[start:end] = (mass @ items_ND) * share - items_ND[wanted]
             grad_i += (mass.T @ (q * share).to(dtype)).float()
         grad_i.index_add_(0, targets_P, queries_PD.float(), alpha=-1.0)
         ctx.save_for_backward(grad_q / (P * temperature), grad_i / P)

@@ -1,7 +1,7 @@
 """Training of the ranking model: from ranking lists to a ranker that is calibrated and never worse than retrieval.
 
-The lists come from events that the retriever was not trained on, those of the validation targets. A fifth of the
-people is held out: they decide when to stop and how to calibrate. A ranker starts as the retrieval order itself; where no
+The lists come from events that the retriever was not trained on (`examples.reserve`). A fifth of the people is held out:
+they decide when to stop and how to calibrate. A ranker starts as the retrieval order itself; where no
 epoch improves on it, that is what it stays.
 
 Shape suffixes: B lists of a batch, K candidates, L events of a history, D dimensions, O objectives, Q targets.
@@ -29,7 +29,7 @@ from embeddings.ids import UNKNOWN, bucket
 from embeddings.ranker import Ranker, RankerConfig
 from training.dataset import Dataset, Mask, Targets
 from training.examples import ListMaker, Lists, outcomes
-from training.metrics import Scores, expected_calibration_error, log_loss, score
+from training.metrics import expected_calibration_error, log_loss, score
 
 log = logging.getLogger(__name__)
 
@@ -135,30 +135,201 @@ def predict(ranker: Ranker, lists: Lists, matrix: Floats, *, batch: int = 256) -
 class _Fit:
     """One training: `run` drives it."""
 
-    def __init__(
-        self, maker: ListMaker, fitting: Targets, judging: Targets, learning: Learning, seed: int
-    ) -> None:
+    def __init__(self, maker: ListMaker, fitting: Targets, judging: Targets, learning: Learning, seed: int) -> None:
         self.matrix, self.learning, self.rng = maker.matrix, learning, np.random.default_rng(seed)
         self.lists, self.judged, self.judging = maker.make(fitting), maker.make(judging), judging
         labels = outcomes(maker.data, fitting, self.lists.rows, maker.config)
-        self.config, kept = _learnable(maker.config, labels)
+        config, kept = _learnable(maker.config, labels)
         self.labels = labels[..., kept]
-        self.answers = outcomes(maker.data, judging, self.judged.rows, self.config)
-        self.ranker = Ranker(self.config, dim=self.matrix.shape[1])
+        self.answers = outcomes(maker.data, judging, self.judged.rows, config)
+        self.ranker = Ranker(config, dim=self.matrix.shape[1])
+        _standardise(self.ranker, self.lists)
+        self._calibrate(self.lists, self.labels)
+        with torch.no_grad():  # start where single candidates have the right average; no order changes by it
+            self.ranker.heads.bias.copy_(self.ranker.offset)
 
     def run(self, progress: Callable[[int, int], None]) -> Fitted:
-        learning, judged = self.learning, bool(len(self.judged))
-        retrieval = self._judge(self.judged.rows)
-        untrained = self._start()
-        best, best_epoch, epochs = retrieval["ndcg@10"], 0, learning.epochs if judged and self.labels.any() else 0
+        learning, retrieval = self.learning, self._judge(self.judged.rows)
+        kept, best, best_epoch = copy.deepcopy(self.ranker.state_dict()), retrieval["ndcg@10"], 0
+        epochs = learning.epochs if len(self.judged) and self.labels.any() else 0
         optimizer = torch.optim.AdamW(_groups(self.ranker, learning.weight_decay), lr=learning.learning_rate)
         for epoch in range(1, epochs + 1):
-            self._epoch(optimizer)
+            self._train_epoch(optimizer)
             now = self._judge(rerank(self.ranker, self.judged, self.matrix))["ndcg@10"]
             progress(epoch, epochs)
             if now > best:
-                best, best_epoch, untrained = now, epoch, copy.deepcopy(self.ranker.state_dict())
-            if epoch - best_epoch >= learning.patience:
+                kept, best, best_epoch = copy.deepcopy(self.ranker.state_dict()), now, epoch
+            elif epoch - best_epoch >= learning.patience:
                 break
-        self.ranker.load_state_dict(untrained)
+        self.ranker.load_state_dict(kept)
         return self._finish(best_epoch, retrieval)
+
+    def _train_epoch(self, optimizer: torch.optim.Optimizer) -> None:
+        self.ranker.train()
+        self.ranker.standard.eval()  # its means are those of all lists, known from the start
+        for at in _batches(self.rng.permutation(len(self.lists)), self.learning.batch):
+            optimizer.zero_grad(set_to_none=True)
+            logits = self.ranker(*_inputs(self.lists, at, self.matrix))
+            real = torch.from_numpy(self.lists.rows[at] != UNKNOWN)
+            loss = listwise_loss(logits, torch.from_numpy(self.labels[at]), real, pointwise=self.learning.pointwise)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(self.ranker.parameters(), 1.0)
+            if torch.isfinite(loss) and torch.isfinite(norm):
+                optimizer.step()
+            else:
+                log.warning("prevented a non-finite update of the ranking model and skipped the batch")
+
+    def _judge(self, ranked: Ints) -> dict[str, float]:
+        truth = (self.judging.bounds, self.judging.rows)
+        return score(ranked, truth, k=[10], metrics=["recall", "ndcg"]).means
+
+    def _finish(self, best_epoch: int, retrieval: dict[str, float]) -> Fitted:
+        self.ranker.eval()
+        errors = self._cross_calibrated()
+        # People held out calibrate; without any, those it was fitted on are better than nothing.
+        self._calibrate(*((self.judged, self.answers) if len(self.judged) else (self.lists, self.labels)))
+        ranker = self._judge(rerank(self.ranker, self.judged, self.matrix))
+        note = "" if best_epoch else _why_untrained(len(self.judged), bool(self.labels.any()))
+        if note:
+            log.warning("the ranking model keeps the retrieval order: %s", note)
+        return Fitted(
+            ranker=self.ranker.requires_grad_(False),
+            report=Report(
+                lists=len(self.lists),
+                held_out=len(self.judged),
+                found=float(self.answers.any((1, 2)).mean()) if len(self.judged) else math.nan,
+                best_epoch=best_epoch,
+                retrieval=retrieval,
+                ranker=ranker,
+                calibration=errors,
+                note=note,
+            ),
+        )
+
+    def _cross_calibrated(self) -> dict[str, dict[str, float]]:
+        """Calibration measured honestly: each half of the held-out lists with the scaling learned on the other half."""
+        names = self.ranker.config.objectives
+        real, logits = self.judged.rows != UNKNOWN, predict(self.ranker, self.judged, self.matrix).numpy()
+        half = np.arange(len(self.judged)) % 2 == 0
+        found: dict[str, dict[str, float]] = {}
+        for at, name in enumerate(names if len(self.judged) >= 2 else ()):
+            predicted, labels = [], []
+            for own in (half, ~half):
+                other = real & ~own[:, None]
+                slope, offset = platt(logits[..., at][other], self.answers[..., at][other])
+                predicted.append(1.0 / (1.0 + np.exp(-(slope * logits[own][..., at][real[own]] + offset))))
+                labels.append(self.answers[own][..., at][real[own]])
+            p, y = np.concatenate(predicted), np.concatenate(labels)
+            error = expected_calibration_error(p, y, bins=CALIBRATION_BINS)
+            found[name] = {"ece": error, "log_loss": log_loss(p, y), "rate": float(y.mean())}
+        return found
+
+    def _calibrate(self, lists: Lists, labels: Mask) -> None:
+        real, logits = lists.rows != UNKNOWN, predict(self.ranker, lists, self.matrix).numpy()
+        for at in range(len(self.ranker.config.objectives)):
+            slope, offset = platt(logits[..., at][real], labels[..., at][real])
+            self.ranker.slope[at], self.ranker.offset[at] = slope, offset
+
+
+def listwise_loss(logits_BKO: Tensor, labels_BKO: Tensor, real_BK: Tensor, *, pointwise: float) -> Tensor:
+    """Softmax cross-entropy over each list, plus `pointwise` times the binary cross-entropy summed over the list.
+
+    The first orders the candidates, the second keeps the logits probabilities. Objectives and lists count equally; a list
+    without a label has nothing to order, but says how likely that is.
+    """
+    positive_BKO = labels_BKO.float()
+    share_BKO = positive_BKO / positive_BKO.sum(1, keepdim=True).clamp(min=1.0)
+    spread_BKO = logits_BKO.masked_fill(~real_BK[..., None], -1e4).log_softmax(1)
+    single_BKO = F.binary_cross_entropy_with_logits(logits_BKO, positive_BKO, reduction="none") * real_BK[..., None]
+    lists_with = labels_BKO.any(1).sum().clamp(min=1)
+    return -(spread_BKO * share_BKO).sum() / lists_with + pointwise * single_BKO.sum(1).mean()
+
+
+def platt(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[float, float]:
+    """Slope and offset that make sigmoid(slope * logit + offset) a probability (Platt, 1999, with his smoothed labels).
+
+    The slope stays positive, so no order changes. Labels that are all alike, or missing, leave the slope at 1.
+    """
+    x, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    positives, negatives = float(y.sum()), float(len(y) - y.sum())
+    if not positives or not negatives:
+        rate = (positives + 1.0) / (len(y) + 2.0)
+        return 1.0, float(math.log(rate / (1.0 - rate)) - (x.mean() if len(x) else 0.0))
+    smooth = np.where(y > 0, (positives + 1.0) / (positives + 2.0), 1.0 / (negatives + 2.0))
+
+    def cost(parameters: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        slope = math.exp(parameters[0])
+        z = slope * x + parameters[1]
+        residual = 1.0 / (1.0 + np.exp(-z)) - smooth
+        value = float((np.logaddexp(0.0, z) - smooth * z).mean())
+        return value, np.array([(residual * x).mean() * slope, residual.mean()])
+
+    start = np.array([0.0, math.log(positives / negatives) - x.mean()])
+    found = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=[(-3.0, 3.0), (None, None)])
+    return float(math.exp(found.x[0])), float(found.x[1])
+
+
+def _learnable(config: RankerConfig, labels: Mask) -> tuple[RankerConfig, Mask]:
+    """Leave out objectives that never occur; if none does, all stay, at a probability near zero."""
+    seen = np.asarray(labels.any((0, 1)))
+    missing = [name for name, occurs in zip(config.objectives, seen, strict=True) if not occurs]
+    if not missing or len(missing) == len(config.objectives):
+        return config, np.ones(len(config.objectives), dtype=np.bool_)
+    log.warning("no list led to '%s': the ranking model does not predict it", "', '".join(missing))
+    kept = tuple(name for name, occurs in zip(config.objectives, seen, strict=True) if occurs)
+    return config.model_copy(update={"objectives": kept}), seen
+
+
+def _standardise(ranker: Ranker, lists: Lists) -> None:
+    """Learn the means of the dense features; one that never varies teaches nothing, so its weights are set to zero."""
+    real = lists.features[lists.rows != UNKNOWN].astype(np.float64)
+    if not len(real):
+        return
+    spread = real.std(0)
+    constant = spread < 1e-6
+    mean, variance = ranker.standard.running_mean, ranker.standard.running_var
+    assert mean is not None
+    assert variance is not None
+    mean.copy_(torch.from_numpy(real.mean(0)))
+    variance.copy_(torch.from_numpy(np.where(constant, 1.0, spread**2)))
+    first = next((layer for layer in ranker.body if isinstance(layer, nn.Linear)), ranker.heads)
+    with torch.no_grad():
+        first.weight[:, -len(constant) :][:, torch.from_numpy(constant)] = 0.0
+
+
+def _inputs(lists: Lists, at: Ints, matrix: Floats) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Arguments of `Ranker.forward` for some of the lists."""
+    history, rows = lists.history[at], lists.rows[at]
+    parts = (
+        lists.queries[at],
+        matrix[np.maximum(history, 0)],
+        history != UNKNOWN,
+        matrix[np.maximum(rows, 0)],
+        lists.features[at],
+    )
+    user, read, mask, items, features = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
+    return user, read, mask, items, features
+
+
+def _batches(order: Ints, size: int) -> list[Ints]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _groups(ranker: Ranker, decay: float) -> list[dict[str, Any]]:
+    decayed = [weight for weight in ranker.parameters() if weight.ndim >= 2]
+    spared = [weight for weight in ranker.parameters() if weight.ndim < 2]
+    return [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+def _at_most(data: Dataset, targets: Targets, count: int) -> Targets:
+    """All targets, or `count` of them, chosen by the names of the people: the same ones in every run."""
+    if len(targets) <= count:
+        return targets
+    drawn = [bucket(name, 1 << 62, salt="lists") for name in data.users.ids(targets.users)]
+    return targets.take(np.sort(np.argsort(np.array(drawn), kind="stable")[:count]))
+
+
+def _why_untrained(held_out: int, labels: bool) -> str:
+    if not held_out:
+        return "nobody is held out to judge it by"
+    return "no epoch was better on held-out people" if labels else "retrieval found none of the items to be found"

@@ -13,10 +13,10 @@ from embeddings.schema import Id
 from serving.api.errors import json_response
 from serving.api.models import RuleOut, RulesOut
 from serving.pipeline.engine import Engine
+from serving.policy.compiled import RULE
 from serving.policy.rules import parse_rule
 from serving.store.documents import Document
 
-KIND = "rules"
 NOBODY = "api"
 """Who changed a document, until keys say so."""
 
@@ -29,15 +29,16 @@ def router(engine: Engine) -> APIRouter:
     documents = engine.store.documents
 
     def write(raw: dict[str, Any]) -> Document:
-        rule = parse_rule(raw, known=engine.snapshot.catalogue.attributes)
-        stored = documents.put(KIND, rule.id, rule.model_dump(mode="json"), by=NOBODY)
+        attributes = engine.snapshot.catalogue.attributes if engine.ready else None
+        rule = parse_rule(raw, item_attributes=attributes)
+        stored = documents.put(RULE, rule.id, rule.model_dump(mode="json"), by=NOBODY)
         engine.refresh()
         return stored
 
     @routes.get("", response_model=RulesOut)
     async def every() -> Response:
         """All rules, in the order of their ids."""
-        found = await run_in_threadpool(documents.list, KIND)
+        found = await run_in_threadpool(documents.list, RULE)
         return json_response({"rules": [_encoded(one) for one in found]})
 
     @routes.post("", response_model=RuleOut, status_code=201)
@@ -48,7 +49,7 @@ def router(engine: Engine) -> APIRouter:
     @routes.get("/{rule_id}", response_model=RuleOut)
     async def get(rule_id: RulePath) -> Response:
         """One rule."""
-        found = await run_in_threadpool(documents.get, KIND, rule_id)
+        found = await run_in_threadpool(documents.get, RULE, rule_id)
         if found is None:
             raise NotFound(f"unknown rule '{rule_id}'", field="rule_id")
         return json_response(_encoded(found))
@@ -65,7 +66,7 @@ def router(engine: Engine) -> APIRouter:
         """Remove one rule."""
 
         def remove() -> None:
-            documents.delete(KIND, rule_id, by=NOBODY)
+            documents.delete(RULE, rule_id, by=NOBODY)
             engine.refresh()
 
         await run_in_threadpool(remove)

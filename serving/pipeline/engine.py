@@ -26,7 +26,7 @@ from serving.pipeline.query import Answer, Query, Recommended
 from serving.pipeline.snapshot import Snapshot
 from serving.pipeline.stage import Section
 from serving.pipeline.work import Work
-from serving.policy.compiled import Policy
+from serving.policy.compiled import KINDS, Policy
 from serving.settings import Settings
 from serving.store import Store
 from serving.store.profiles import Profile
@@ -39,7 +39,6 @@ REFILLS = 3
 CHANGES_AT_ONCE = 10_000
 TREND_WINDOW_S = 7 * 86_400.0
 TREND_HALF_LIFE_S = 86_400.0
-POLICY_KINDS = ("rules", "placements")
 
 
 class Engine:
@@ -55,7 +54,7 @@ class Engine:
         self._refused: str | None = None
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._pool = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="pipeline")
+        self.pool = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="pipeline")
         self._follower = threading.Thread(target=self._follow, name="follower", daemon=True)
 
     def start(self) -> None:
@@ -68,13 +67,18 @@ class Engine:
         self._stopped.set()
         if self._follower.is_alive():
             self._follower.join(timeout=5)
-        self._pool.shutdown(wait=True)
+        self.pool.shutdown(wait=True)
         self.store.close()
 
     @property
     def ready(self) -> bool:
         """Whether a release is in service."""
         return self._snapshot is not None
+
+    @property
+    def following(self) -> bool:
+        """Whether the engine still follows the changes of others."""
+        return self._follower.is_alive()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -179,7 +183,7 @@ class Engine:
         )
 
     async def _in_pool(self, call: Callable[[Query, Snapshot], T], query: Query, snapshot: Snapshot) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, query, snapshot)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call, query, snapshot)
 
     def _follow(self) -> None:
         while not self._stopped.wait(self.settings.poll_s):
@@ -237,10 +241,10 @@ class Engine:
             return
         catalogue = self.snapshot.catalogue
         version, stored = self.store.documents.snapshot()
-        documents = {kind: [one.body for one in stored if one.kind == kind] for kind in POLICY_KINDS}
+        documents = {kind: [one.body for one in stored if one.kind == kind] for kind in KINDS}
         policy = Policy.compile(documents, version=version, item_attributes=catalogue.attributes)
         for problem in policy.problems:
-            logger.error("policy document left out: %s", problem)
+            logger.error("%s '%s' left out: %s", problem.kind, problem.id, problem.message)
         self._snapshot = self._with(
             policy=policy,
             base_policy=policy.bind(catalogue.base.columns),

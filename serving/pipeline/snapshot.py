@@ -14,7 +14,8 @@ from embeddings.bundle import Bundle
 from embeddings.ids import Rows
 from serving.pipeline.candidates import Mask
 from serving.pipeline.catalogue import Catalogue
-from serving.policy.compiled import ActiveRules, BoundPolicy, Policy
+from serving.policy.compiled import ActiveRules, BoundPolicy, Capped, Policy
+from serving.policy.rules import Rule
 
 RELEASE_PRIOR = 0.1
 """Weight of the release's own popularity beside live events, so that trends exist before the first event does."""
@@ -27,39 +28,42 @@ class Rules:
     base: ActiveRules
     delta: ActiveRules
     split: int
+    size: int
 
     @property
     def allow(self) -> Mask | None:
         """Mask [N] of the rows that include and exclude rules let pass; None if all do."""
         if self.base.allow is None and self.delta.allow is None:
             return None
-        return self._joined(self.base.allow, self.delta.allow)
+        everything = np.ones(self.size, dtype=bool)
+        base, delta = self.base.allow, self.delta.allow
+        return np.concatenate(
+            [
+                everything[: self.split] if base is None else base,
+                everything[self.split :] if delta is None else delta,
+            ]
+        )
 
-    def removed_by(self, row: int) -> str:
+    def removed_by(self, row: int) -> str | None:
         """The rule that took a row out."""
         return self.base.removed_by(row) if row < self.split else self.delta.removed_by(row - self.split)
 
     @property
-    def boosts(self) -> list[tuple[Any, Mask, float]]:
+    def boosts(self) -> list[tuple[Rule, Mask, float]]:
         """Rule, mask [N] and factor of every boost and bury rule, in the order they apply."""
         pairs = zip(self.base.boosts, self.delta.boosts, strict=True)
         return [(rule, np.concatenate([mask, late]), factor) for (rule, mask, factor), (_, late, _) in pairs]
 
     @property
-    def pins(self) -> list[tuple[Any, Mask, int]]:
+    def pins(self) -> list[tuple[Rule, Mask, int]]:
         """Rule, mask [N] and position of every pin, the strongest first."""
         pairs = zip(self.base.pins, self.delta.pins, strict=True)
         return [(rule, np.concatenate([mask, late]), position) for (rule, mask, position), (_, late, _) in pairs]
 
     @property
-    def caps(self) -> list[tuple[Any, str, int]]:
+    def caps(self) -> tuple[Capped, ...]:
         """Rule, attribute and limit of every cap."""
-        return list(self.base.caps)
-
-    def _joined(self, base: Mask | None, delta: Mask | None) -> Mask:
-        everything = np.ones(self.base.size, dtype=bool) if base is None else base
-        late = np.ones(self.delta.size, dtype=bool) if delta is None else delta
-        return np.concatenate([everything, late])
+        return self.base.caps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +84,12 @@ class Snapshot:
 
     def rules(self, placement: str, facts: Mapping[str, Any], now: float) -> Rules:
         """The rules in force for a placement, a person and a moment."""
+        rules = self.policy.applicable(placement, facts, now)
         return Rules(
-            base=self.base_policy.active(placement, facts, now),
-            delta=self.delta_policy.active(placement, facts, now),
+            base=self.base_policy.select(rules, now),
+            delta=self.delta_policy.select(rules, now),
             split=self.catalogue.split,
+            size=len(self.catalogue),
         )
 
     @cached_property

@@ -16,10 +16,13 @@ from embeddings.ids import Rows
 from serving.pipeline.candidates import Candidates, Mask
 from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.query import Query, Reason
-from serving.pipeline.snapshot import Snapshot
+from serving.pipeline.snapshot import Rules, Snapshot
 from serving.policy.compiled import facts
 from serving.policy.placements import Placement
 from serving.store.profiles import HistoryEvent, Profile
+
+CANDIDATES = 200
+"""How many rows the retriever is asked for; a list longer than half of it asks for more."""
 
 NOBODY = Profile(user_id="", attributes={}, history=[], events=0, last_seen=None)
 
@@ -40,7 +43,7 @@ class Work:
         self.query, self.snapshot = query, snapshot
         self.profile = profile or NOBODY
         self.placement: Placement = snapshot.policy.placement(query.placement)
-        self.wanted = max(self.placement.candidates, 2 * query.k)
+        self.wanted = max(CANDIDATES, 2 * query.k)
         self.allowed: Mask = ~snapshot.catalogue.retired_rows
         self.candidates = Candidates.empty()
         self.slate: list[Place] = []
@@ -64,10 +67,10 @@ class Work:
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """What a rule's `when` may ask."""
-        return facts(self.profile.attributes, self.profile.events, self.query.context, self.query.now)
+        return facts(self.profile.attributes, self.profile.events, self.query.context, self.seconds)
 
     @cached_property
-    def rules(self) -> Any:
+    def rules(self) -> Rules:
         """The rules in force for this request."""
         return self.snapshot.rules(self.query.placement, self.facts, self.seconds)
 

@@ -51,7 +51,7 @@ def moment(text: str) -> tuple[float, float] | None:
     except ValueError:
         return None
     first = _seconds(parsed)
-    return first, math.nextafter(first + DAY_S, 0.0) if len(text) == 10 else first
+    return first, math.nextafter(first + DAY_S, -math.inf) if len(text) == 10 else first
 
 
 def _seconds(value: datetime) -> float:

@@ -19,7 +19,6 @@ from pydantic import (
     PlainSerializer,
     Strict,
     StrictBool,
-    TypeAdapter,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -99,7 +98,14 @@ class Cap(Row):
 
 
 Action = Annotated[Include | Exclude | Boost | Bury | Pin | Cap, Field(discriminator="type")]
-ACTIONS = ("include", "exclude", "boost", "bury", "pin", "cap")
+ACTIONS: Mapping[str, type[Row]] = {
+    "include": Include,
+    "exclude": Exclude,
+    "boost": Boost,
+    "bury": Bury,
+    "pin": Pin,
+    "cap": Cap,
+}
 
 
 def _condition(raw: Any, info: ValidationInfo) -> Condition | None:
@@ -111,6 +117,8 @@ def _condition(raw: Any, info: ValidationInfo) -> Condition | None:
 
 
 def _in_utc(moment: datetime) -> datetime:
+    if not 1970 <= moment.year < 3000:
+        raise ValueError("must lie between the years 1970 and 2999")
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
@@ -176,20 +184,28 @@ def parse_rule(raw: Mapping[str, Any], *, item_attributes: Iterable[str] | None)
     `item_attributes` are the catalogue's own attributes (None: any name passes); the fields of every item are always
     known. Raises `InputError`; its `field` is a path such as "items.all.1.value" or "action.factor".
     """
+    if not isinstance(raw, Mapping):
+        raise InputError("a rule must be an object")
     known = None if item_attributes is None else frozenset(item_attributes) | FIELDS.keys()
     try:
         return Rule.model_validate(raw, context={"item_attributes": known})
     except ValidationError as error:
-        raise _first_wrong(error, raw) from None
+        raise _first_wrong(error) from None
 
 
-def _first_wrong(error: ValidationError, raw: Mapping[str, Any]) -> InputError:
-    detail = error.errors(include_url=False)[0]
-    cause = detail.get("ctx", {}).get("error")
+def _first_wrong(error: ValidationError) -> InputError:
+    detail = error.errors(include_url=False, include_input=False)[0]
+    context, place = detail.get("ctx", {}), detail["loc"]
+    cause = context.get("error")
     if isinstance(cause, InputError):
         return cause
     if detail["type"] == "union_tag_invalid":
-        return unknown_name("action", str(raw["action"]["type"])[:64], ACTIONS, field="action.type")
-    if detail["loc"][:1] == ("action",) and len(detail["loc"]) > 2:
-        return _first_wrong_of_action(raw["action"])
-    return first_error(error, known=Rule.model_fields)
+        return unknown_name("action", context["tag"][:64], ACTIONS, field="action.type")
+    if place[:1] != ("action",) or len(place) < 3:
+        return first_error(error, known=Rule.model_fields)
+    # pydantic's path through the union names the action in between, which no document has
+    path = f"action.{place[2]}"
+    if detail["type"] == "extra_forbidden":
+        known = ", ".join(ACTIONS[str(place[1])].model_fields)
+        return InputError(f"unknown field '{path}'; known: {known}", field=path)
+    return InputError(f"{path}: {detail['msg']}", field=path)
