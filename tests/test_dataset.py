@@ -162,13 +162,18 @@ def test_take_keeps_order_and_lists() -> None:
     assert empty.relevant() == []
 
 
-def test_fingerprint_is_a_function_of_the_events() -> None:
-    assert dataset({"ann": "a b"}).fingerprint() == dataset({"ann": "a b"}).fingerprint()
-    others: list[dict[str, str | list[Touch]]] = [
-        {"ann": "b a"},
-        {"bob": "a b"},
-        {"ann": "a b b"},
-        {"ann": [("a", "view", 0), ("b", "click", 1)]},
+def test_fingerprint_changes_with_everything_a_model_could_learn_from() -> None:
+    events = {"ann": "a b"}
+    plain = dataset(events, context_buckets=9)
+    assert plain.fingerprint() == dataset(events, context_buckets=9).fingerprint()
+    others = [
+        dataset({"ann": "b a"}, context_buckets=9),
+        dataset({"bob": "a b"}, context_buckets=9),
+        dataset({"ann": "a b b"}, context_buckets=9),
+        dataset({"ann": [("a", "view", 0), ("b", "click", 1)]}, context_buckets=9),
+        dataset(events, context_buckets=8),
+        dataset(events, context_buckets=9, items=[Item(item_id="a", title="A")]),
+        dataset(events, context_buckets=9, users={"ann": {"plan": "gold"}}),
+        dataset(events, context_buckets=9, contexts={"ann": {"channel": "email"}}),
     ]
-    prints = {dataset(dict(other)).fingerprint() for other in others} | {dataset({"ann": "a b"}).fingerprint()}
-    assert len(prints) == 5
+    assert len({data.fingerprint() for data in [plain, *others]}) == 9

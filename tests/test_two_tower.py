@@ -62,6 +62,19 @@ def test_every_part_of_an_event_counts() -> None:
     assert not torch.allclose(swapped, state)
 
 
+def test_recency_counts_how_far_back_an_event_lies() -> None:
+    _, built = towers()
+    history = random_history(4)
+    before = built.users(*history)[0]
+    with torch.no_grad():
+        for block in built.users.blocks:
+            block.recency[:, 3] += 1.0  # type: ignore[index,operator]
+    after = built.users(*history)[0]
+    torch.testing.assert_close(after[:3], before[:3])  # nothing lies three places back yet
+    assert not torch.allclose(after[3], before[3])
+    assert not torch.allclose(after[4], before[4])
+
+
 def test_padding_changes_nothing() -> None:
     _, built = towers()
     history = random_history(3)

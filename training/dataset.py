@@ -58,10 +58,14 @@ class Dataset:
     def fingerprint(self) -> str:
         """Hash of everything a model could learn from: equal data, equal fingerprint, on every machine."""
         digest = hashlib.sha256()
-        for array in (self.offsets, self.rows, self.types, self.times):
+        for array in (self.offsets, self.rows, self.types, self.times, self.values, self.context, self.positive):
             digest.update(np.ascontiguousarray(array).tobytes())
         for names in (self.users.all, self.items.all):
             digest.update("\n".join(names).encode())
+        for facts in (self.user_attributes, self.contexts, self.spec.model_dump(mode="json")):
+            digest.update(json.dumps(facts, sort_keys=True, default=dict).encode())
+        for batch in self.item_table.combine_chunks().to_batches(max_chunksize=10_000):
+            digest.update(json.dumps(batch.to_pylist(), sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     def context_tokens(self, event: int, *, now: float, last: float | None) -> list[int]:

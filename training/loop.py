@@ -6,6 +6,7 @@ the best epoch is kept. A training can be killed at any step and resumed with th
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -138,7 +139,7 @@ class _Training:
         self.identity = {
             "config": config.model_dump(mode="json"),
             "data": data.fingerprint(),
-            "training_events": int(split.train.sum()),
+            "split": hashlib.sha256(np.packbits(split.train).tobytes() + split.validation.events.tobytes()).hexdigest(),
             "seed": run.seed,
             "device": device.type,
         }

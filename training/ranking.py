@@ -60,7 +60,7 @@ class Report:
 
     `retrieval` and `ranker` are their recall@10 and ndcg@10, `found` is the share of lists that hold an item to be
     found. `calibration` has, for each objective, the expected calibration error (measured on people whom the
-    calibration itself had not seen), log loss, and base rate.
+    calibration itself had not seen), log loss, and base rate. `left_out` are objectives that never occurred.
     """
 
     lists: int
@@ -70,6 +70,7 @@ class Report:
     retrieval: dict[str, float]
     ranker: dict[str, float]
     calibration: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -91,8 +92,8 @@ def fit_ranker(
 ) -> Fitted:
     """Train a ranking model on the lists of `targets`, which the retriever must not have been trained on.
 
-    Objectives that never occur are left out, with a word in the log: nothing can be learned about them. `progress` gets
-    the epochs done and their number. The same arguments give the same model on one machine's CPU, and the caller's
+    Objectives that never occur are left out: nothing can be learned about them. `progress` gets the epochs done and
+    their number. The same arguments give the same model on one machine's CPU, and the caller's
     random state is left alone.
     """
     learning = learning or Learning()
@@ -140,6 +141,7 @@ class _Fit:
         self.lists, self.judged, self.judging = maker.make(fitting), maker.make(judging), judging
         labels = outcomes(maker.data, fitting, self.lists.rows, maker.config)
         config, kept = _learnable(maker.config, labels)
+        self.left_out = tuple(name for name in maker.config.objectives if name not in config.objectives)
         self.labels = labels[..., kept]
         self.answers = outcomes(maker.data, judging, self.judged.rows, config)
         self.ranker = Ranker(config, dim=self.matrix.shape[1])
@@ -189,7 +191,7 @@ class _Fit:
         # People held out calibrate; without any, those it was fitted on are better than nothing.
         self._calibrate(*((self.judged, self.answers) if len(self.judged) else (self.lists, self.labels)))
         ranker = self._judge(rerank(self.ranker, self.judged, self.matrix))
-        note = "" if best_epoch else _why_untrained(len(self.judged), bool(self.labels.any()))
+        note = "" if best_epoch else self._why_untrained()
         if note:
             log.warning("the ranking model keeps the retrieval order: %s", note)
         return Fitted(
@@ -202,9 +204,17 @@ class _Fit:
                 retrieval=retrieval,
                 ranker=ranker,
                 calibration=errors,
+                left_out=self.left_out,
                 note=note,
             ),
         )
+
+    def _why_untrained(self) -> str:
+        if not len(self.judged):
+            return "nobody is held out to judge it by"
+        if self.labels.any():
+            return "no epoch was better on held-out people"
+        return f"none of its objectives ({', '.join(self.ranker.config.objectives)}) ever followed a list"
 
     def _cross_calibrated(self) -> dict[str, dict[str, float]]:
         """Calibration measured honestly: each half of the held-out lists with the scaling learned on the other half."""
@@ -270,12 +280,11 @@ def platt(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[float, fl
 
 
 def _learnable(config: RankerConfig, labels: Mask) -> tuple[RankerConfig, Mask]:
-    """Leave out objectives that never occur; if none does, all stay, at a probability near zero."""
+    """Leave out objectives that never occur; where none occurs all stay, at a probability near zero."""
     seen = np.asarray(labels.any((0, 1)))
     missing = [name for name, occurs in zip(config.objectives, seen, strict=True) if not occurs]
     if not missing or len(missing) == len(config.objectives):
         return config, np.ones(len(config.objectives), dtype=np.bool_)
-    log.warning("no list led to '%s': the ranking model does not predict it", "', '".join(missing))
     kept = tuple(name for name, occurs in zip(config.objectives, seen, strict=True) if occurs)
     return config.model_copy(update={"objectives": kept}), seen
 
@@ -327,9 +336,3 @@ def _at_most(data: Dataset, targets: Targets, count: int) -> Targets:
         return targets
     drawn = [bucket(name, 1 << 62, salt="lists") for name in data.users.ids(targets.users)]
     return targets.take(np.sort(np.argsort(np.array(drawn), kind="stable")[:count]))
-
-
-def _why_untrained(held_out: int, labels: bool) -> str:
-    if not held_out:
-        return "nobody is held out to judge it by"
-    return "no epoch was better on held-out people" if labels else "retrieval found none of the items to be found"

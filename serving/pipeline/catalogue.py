@@ -48,7 +48,7 @@ class Segment:
             ids=bundle.ids,
             items=bundle.items,
             titles=bundle.items.titles,
-            vectors=bundle.matrix,
+            vectors=bundle.matrix.view(np.ndarray),  # a memmap object pays for its class at every access
             columns=ItemColumns.of(bundle.items),
             available=table["available"].to_numpy(zero_copy_only=False).astype(bool),
             prices=table["price"].to_numpy(zero_copy_only=False).astype(np.float64),

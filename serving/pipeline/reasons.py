@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.pipeline.query import Reason
 from serving.pipeline.work import Work
@@ -14,19 +15,21 @@ LOOK_BACK = 20
 VERBS = {"purchase": "bought", "view": "viewed", "click": "viewed", "cart": "put in your cart", "rating": "rated"}
 
 
-def reasons_for(work: Work, at: int) -> tuple[Reason, ...]:
-    """Reasons of one candidate, the most telling first; there is always at least one."""
-    row = int(work.candidates.rows[at])
-    sources = work.found_by(int(work.candidates.found_by[at]))
+def reasons_for(work: Work, places: list[int]) -> list[tuple[Reason, ...]]:
+    """Reasons of candidates by position, the most telling first; there is always at least one each."""
+    rows = work.candidates.rows[places]
+    becauses = _because(work, rows)
+    return [
+        _reasons(work, row, int(work.candidates.found_by[at]), because)
+        for at, row, because in zip(places, rows.tolist(), becauses, strict=True)
+    ]
+
+
+def _reasons(work: Work, row: int, found_by: int, because: Reason | None) -> tuple[Reason, ...]:
+    sources = work.found_by(found_by)
     reasons = list(work.effects.get(row, ()))
-    if work.query.similar_to is not None:
-        likened = work.catalogue.row(work.query.similar_to)
-        text = f"Similar to {work.catalogue.title(likened)}"
-        reasons.append(Reason(code="similar_to", text=text, item_id=work.query.similar_to))
-    else:
-        because = _because(work, row)
-        if because is not None:
-            reasons.append(because)
+    if because is not None:
+        reasons.append(because)
     if "trending" in sources:
         reasons.append(Reason(code="trending", text="Trending now"))
     if "new_arrivals" in sources:
@@ -39,22 +42,35 @@ def reasons_for(work: Work, at: int) -> tuple[Reason, ...]:
     return tuple(reasons)
 
 
-def _because(work: Work, row: int) -> Reason | None:
-    """The event of the recent history that the item resembles most, if it resembles any enough."""
-    rows = work.history_rows[-LOOK_BACK:]
-    if not len(rows):
-        return None
-    past = work.catalogue.vectors(rows)
-    vector = work.catalogue.vectors(np.array([row]))[0]
-    cosine = past @ vector / np.maximum(np.linalg.norm(past, axis=1) * np.linalg.norm(vector), 1e-9)
-    # Of equally near events the latest is the one a person remembers.
-    best = len(rows) - 1 - int(np.argmax(cosine[::-1]))
-    if cosine[best] < NEAR or rows[best] == row:
-        return None
-    event = work.history[len(work.history) - len(rows) + best]
-    verb = VERBS.get(event.event_type, "liked")
+def _because(work: Work, rows: npt.NDArray[np.int64]) -> list[Reason | None]:
+    """For each row, the item of the request or the recent event that it resembles most, if it resembles any enough."""
+    likened = work.query.similar_to
+    if likened is not None:
+        text = f"Similar to {work.catalogue.title(work.catalogue.row(likened))}"
+        return [Reason(code="similar_to", text=text, item_id=likened)] * len(rows)
+    # Latest first: of equally near events the latest is the one a person remembers.
+    past = work.history_rows[: -LOOK_BACK - 1 : -1]
+    if not len(past) or not len(rows):
+        return [None] * len(rows)
+    cosines = _unit(work.catalogue.vectors(rows)) @ _unit(work.catalogue.vectors(past)).T
+    best = np.argmax(cosines, axis=1)
+    near = (cosines[np.arange(len(rows)), best] >= NEAR) & (past[best] != rows)
+    return [
+        _because_of(work, len(work.history) - 1 - at) if ok else None
+        for at, ok in zip(best.tolist(), near, strict=True)
+    ]
+
+
+def _because_of(work: Work, place: int) -> Reason:
+    event = work.history[place]
+    title = work.catalogue.title(int(work.history_rows[place]))
     return Reason(
         code="similar_to",
-        text=f"Because you {verb} {work.catalogue.title(int(rows[best]))}",
+        text=f"Because you {VERBS.get(event.event_type, 'liked')} {title}",
         item_id=event.item_id,
     )
+
+
+def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    unit: npt.NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    return unit

@@ -107,9 +107,12 @@ class Slate(Selector):
             row = int(work.candidates.rows[at])
             reason = Reason(code="pinned", text=rule.description or "Featured", rule_id=rule.id)
             work.effects.setdefault(row, []).insert(0, reason)
+        chosen = work.candidates.take(np.array(order, dtype=np.int64))
         work.slate = [
-            Place(int(work.candidates.rows[at]), float(work.candidates.score[at]), reasons_for(work, at))
-            for at in order
+            Place(row, score, reasons)
+            for row, score, reasons in zip(
+                chosen.rows.tolist(), chosen.score.tolist(), reasons_for(work, order), strict=True
+            )
         ]
         return {"pins": len(pinned)}
 

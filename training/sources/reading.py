@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from embeddings.errors import DataError, InputError, unknown_name
 from embeddings.schema import EVENTS, ITEMS, SCHEMAS, USERS, Event, Item, Row, User
-from training.sources.files import STEMS, Csv, JsonLines, Parquet, Part, Reader
+from training.sources.files import STEMS, Csv, JsonLines, Parquet, Part, Plan, Reader
 from training.sources.movielens import MovieLens
 from training.sources.quarantine import Quarantine, Rejected
 from training.sources.validation import validate
