@@ -7,9 +7,17 @@ looks in the direction of the last event. So whoever touches an item of a group 
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -26,6 +34,7 @@ from embeddings.two_tower import TowerConfig
 settings.register_profile("bespoke", deadline=None, max_examples=60)
 settings.load_profile("bespoke")
 
+ROOT = Path(__file__).parent.parent
 GROUPS = 4
 PER_GROUP = 25
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -102,3 +111,56 @@ def releases(tmp_path: Path) -> Path:
     folder = tmp_path / "releases"
     write_world(folder)
     return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def started(command: list[str], url: str, log: Path, **environment: str) -> Iterator[str]:
+    """A service as its users start it: a command of its own process group, ended by Ctrl-C."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{' '.join(command)} did not come up:\n{log.read_text(errors='replace')[-3000:]}")
+            try:
+                if httpx2.get(f"{url}/readyz", timeout=5).status_code == 200:
+                    break
+            except httpx2.HTTPError:
+                pass
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(90)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail(f"{command[0]} did not stop on Ctrl-C")
+
+
+@pytest.fixture(scope="session")
+def live_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The known-answer world behind `bespoke serve`: a base URL."""
+    folder = tmp_path_factory.mktemp("live")
+    write_world(folder / "releases")
+    port = free_port()
+    command = [sys.executable, "-m", "bespoke", "serve", "--port", str(port)]
+    command += ["--releases", str(folder / "releases"), "--store", f"sqlite:///{folder / 'store.db'}"]
+    with started(command, f"http://127.0.0.1:{port}", folder / "serve.log") as url:
+        items = [item.model_dump(mode="json") for item in world_items()]
+        httpx2.post(f"{url}/v1/items", json={"items": items}).raise_for_status()
+        yield url

@@ -129,7 +129,7 @@ def condition(attribute: str, op: str, value: Any) -> Condition:
     return parse({"attribute": attribute, "op": op, "value": value}, known=None)
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=300)
 @given(raw=trees, segment=st.lists(items, max_size=8))
 @example(raw={"attribute": "tags", "op": "exists", "value": False}, segment=[])
 @example(raw={"attribute": "nowhere", "op": "ne", "value": 1}, segment=[Item(item_id="i1")])
@@ -257,6 +257,13 @@ def test_meaning_of_each_op(name: str, op: str, value: Any, expected: bool) -> N
 def test_missing_fulfils_no_comparison(name: str, op: str, value: Any) -> None:
     assert not condition(name, op, value).matches(ROW, now=NOW)
     assert condition(name, "exists", False).matches(ROW)
+
+
+def test_what_an_item_leaves_at_its_default_is_missing() -> None:
+    bare = ItemColumns.of([Item(item_id="a")])
+    present = {name for name in FIELDS if condition(name, "exists", True).mask(bare).all()}
+    assert present == {"item_id", "available"}
+    assert present == {name for name in FIELDS if condition(name, "exists", True).matches(row_of(Item(item_id="a")))}
 
 
 def test_groups() -> None:

@@ -351,7 +351,7 @@ near_rules = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(rules=st.lists(near_rules | json_values, max_size=4), placements=st.lists(json_values, max_size=2))
 def test_no_document_breaks_the_compiler(rules: list[Any], placements: list[Any]) -> None:
     policy = Policy.compile({"rule": rules, "placement": placements}, version=1, item_attributes=[])

@@ -59,8 +59,8 @@ def data_get(
     """Download a public data set from its owner and unpack it."""
     from training.sources import get
 
-    folder = get(name, to, progress=_console().is_terminal)
-    _console().print(f"{name} lies in {folder}", highlight=False)
+    folder = get(name, to, progress=output().is_terminal)
+    output().print(f"{name} lies in {folder}", highlight=False)
 
 
 @data_app.command("make-shop")
@@ -74,9 +74,9 @@ def data_make_shop(
     """Simulate a shop whose hidden tastes are known, and write it as Parquet."""
     from training.shop import Shop
 
-    with _console().status("simulating the shop"):
+    with output().status("simulating the shop"):
         Shop(items=items, users=users, seed=seed).write(to, days=days)
-    _console().print(f"a shop of {items:,} items and {users:,} shoppers over {days} days lies in {to}", highlight=False)
+    output().print(f"a shop of {items:,} items and {users:,} shoppers over {days} days lies in {to}", highlight=False)
 
 
 @data_app.command("check")
@@ -88,14 +88,14 @@ def data_check(
     """Read data as training would, and count what was kept, refused and doubled."""
     from training.sources import read
 
-    found = read(path, format=format, quarantine=quarantine, progress=_console().is_terminal)
+    found = read(path, format=format, quarantine=quarantine, progress=output().is_terminal)
     table = Table("", "read", "kept", "quarantined", "duplicates")
     for name, counts in (*found.by_table.items(), ("all", found.counts)):
         row = (counts.read, counts.kept, counts.quarantined, counts.duplicates)
         table.add_row(name, *(f"{count:,}" for count in row))
-    _console().print(table)
+    output().print(table)
     for bad in found.rejected[:5]:
-        _console().print(f"{bad.file}, line {bad.line}: {bad.reason}", markup=False, highlight=False)
+        output().print(f"{bad.file}, line {bad.line}: {bad.reason}", markup=False, highlight=False)
 
 
 @app.command()
@@ -121,7 +121,7 @@ def train(
     options = parse_run(
         device=device, seed=seed, threads=threads, max_minutes=max_minutes, resume=resume, checkpoints=run
     )
-    with _bar() as say:
+    with activity() as say:
         source = Source(path=data_dir, format=format)
         trained = train_run(run, source, config, options, say=say)
     _show_run(trained)
@@ -146,7 +146,7 @@ def evaluate(
         return
     for cut in evaluation.cutoffs:
         if cut in cutoffs:
-            _console().print(evaluation.to_rich_table(k=cut))
+            output().print(evaluation.to_rich_table(k=cut))
 
 
 @app.command()
@@ -159,11 +159,11 @@ def publish(
     from training.publish import publish as publish_run
     from training.runs import open_run
 
-    with _bar() as say:
+    with activity() as say:
         published = publish_run(open_run(run), releases, force=force, say=lambda text: say(text, 0.0))
     for reason in published.overridden:
-        _console().print(f"[bold yellow]overridden:[/] {escape(reason)}", highlight=False)
-    _console().print(f"published [bold]{published.name}[/] in {escape(str(releases))}", highlight=False)
+        output().print(f"[bold yellow]overridden:[/] {escape(reason)}", highlight=False)
+    output().print(f"published [bold]{published.name}[/] in {escape(str(releases))}", highlight=False)
 
 
 def _stored(run: Path, cutoffs: tuple[int, ...]) -> Evaluation | None:
@@ -183,7 +183,7 @@ def _evaluate(run: Path, cutoffs: tuple[int, ...]) -> Evaluation:
 
     if any(cut < 1 for cut in cutoffs):
         raise ConfigError("k must be at least 1", field="k")
-    with _bar() as say:
+    with activity() as say:
         return evaluate_run(open_run(run), k=cutoffs, say=lambda text: say(text, 0.0))
 
 
@@ -194,16 +194,16 @@ def _show_run(run: TrainedRun) -> None:
     for name in ("retrieval", "ranker") if about.report and about.report["held_out"] else ():
         figures = about.report[name] if about.report else {}
         table.add_row(f"{name}, held out", *(f"{figures[metric]:.4f}" for metric in ("recall@10", "ndcg@10")))
-    _console().print(table)
-    _console().print(
+    output().print(table)
+    output().print(
         f"best epoch {about.best_epoch} of {about.epochs}, {about.seconds:.0f} s; {about.stopped}", highlight=False
     )
     if about.report and about.report["note"]:
-        _console().print(f"the ranking model keeps the retrieval order: {about.report['note']}", highlight=False)
+        output().print(f"the ranking model keeps the retrieval order: {about.report['note']}", highlight=False)
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[str, float], None]]:
+def activity() -> Iterator[Callable[[str, float], None]]:
     """One line that says what is going on; nothing where nobody watches a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
@@ -212,6 +212,7 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
         yield lambda text, share: bar.update(task, description=text, completed=share)
 
 
-def _console() -> Console:
+def output() -> Console:
+    """The console that results are printed on."""
     # A pipe has no width; a table cut off at 80 columns would be of no use in a log.
     return Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=200)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +46,7 @@ class Learning(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: float = Field(default=1e-3, gt=0.0)
+    learning_rate: float = Field(default=5e-4, gt=0.0)
     weight_decay: float = Field(default=0.1, ge=0.0)
     batch: int = Field(default=32, ge=1, description="lists a step")
     epochs: int = Field(default=30, ge=1)
@@ -152,7 +153,8 @@ class _Fit:
 
     def run(self, progress: Callable[[int, int], None]) -> Fitted:
         learning, retrieval = self.learning, self._judge(self.judged.rows)
-        kept, best, best_epoch = copy.deepcopy(self.ranker.state_dict()), retrieval["ndcg@10"], 0
+        first = kept = copy.deepcopy(self.ranker.state_dict())
+        best, best_epoch = retrieval["ndcg@10"], 0
         epochs = learning.epochs if len(self.judged) and self.labels.any() else 0
         optimizer = torch.optim.AdamW(_groups(self.ranker, learning.weight_decay), lr=learning.learning_rate)
         for epoch in range(1, epochs + 1):
@@ -163,8 +165,10 @@ class _Fit:
                 kept, best, best_epoch = copy.deepcopy(self.ranker.state_dict()), now, epoch
             elif epoch - best_epoch >= learning.patience:
                 break
-        self.ranker.load_state_dict(kept)
-        return self._finish(best_epoch, retrieval)
+        found = self._finish(kept)
+        if found["ndcg@10"] < retrieval["ndcg@10"]:  # calibration weighs several objectives anew
+            best_epoch, found = 0, self._finish(first)
+        return self._report(best_epoch, retrieval, found)
 
     def _train_epoch(self, optimizer: torch.optim.Optimizer) -> None:
         self.ranker.train()
@@ -185,29 +189,28 @@ class _Fit:
         truth = (self.judging.bounds, self.judging.rows)
         return score(ranked, truth, k=[10], metrics=["recall", "ndcg"]).means
 
-    def _finish(self, best_epoch: int, retrieval: dict[str, float]) -> Fitted:
+    def _finish(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Take these weights, calibrate them, and judge what is going to be served."""
+        self.ranker.load_state_dict(weights)
         self.ranker.eval()
-        errors = self._cross_calibrated()
         # People held out calibrate; without any, those it was fitted on are better than nothing.
         self._calibrate(*((self.judged, self.answers) if len(self.judged) else (self.lists, self.labels)))
-        ranker = self._judge(rerank(self.ranker, self.judged, self.matrix))
+        return self._judge(rerank(self.ranker, self.judged, self.matrix))
+
+    def _report(self, best_epoch: int, retrieval: dict[str, float], found: dict[str, float]) -> Fitted:
         note = "" if best_epoch else self._why_untrained()
-        if note:
-            log.warning("the ranking model keeps the retrieval order: %s", note)
-        return Fitted(
-            ranker=self.ranker.requires_grad_(False),
-            report=Report(
-                lists=len(self.lists),
-                held_out=len(self.judged),
-                found=float(self.answers.any((1, 2)).mean()) if len(self.judged) else math.nan,
-                best_epoch=best_epoch,
-                retrieval=retrieval,
-                ranker=ranker,
-                calibration=errors,
-                left_out=self.left_out,
-                note=note,
-            ),
+        report = Report(
+            lists=len(self.lists),
+            held_out=len(self.judged),
+            found=float(self.answers.any((1, 2)).mean()) if len(self.judged) else math.nan,
+            best_epoch=best_epoch,
+            retrieval=retrieval,
+            ranker=found,
+            calibration=self._cross_calibrated(),
+            left_out=self.left_out,
+            note=note,
         )
+        return Fitted(ranker=self.ranker.requires_grad_(False), report=report)
 
     def _why_untrained(self) -> str:
         if not len(self.judged):
@@ -227,7 +230,7 @@ class _Fit:
             for own in (half, ~half):
                 other = real & ~own[:, None]
                 slope, offset = platt(logits[..., at][other], self.answers[..., at][other])
-                predicted.append(1.0 / (1.0 + np.exp(-(slope * logits[own][..., at][real[own]] + offset))))
+                predicted.append(expit(slope * logits[own][..., at][real[own]] + offset))
                 labels.append(self.answers[own][..., at][real[own]])
             p, y = np.concatenate(predicted), np.concatenate(labels)
             error = expected_calibration_error(p, y, bins=CALIBRATION_BINS)
@@ -270,7 +273,7 @@ def platt(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[float, fl
     def cost(parameters: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         slope = math.exp(parameters[0])
         z = slope * x + parameters[1]
-        residual = 1.0 / (1.0 + np.exp(-z)) - smooth
+        residual = expit(z) - smooth
         value = float((np.logaddexp(0.0, z) - smooth * z).mean())
         return value, np.array([(residual * x).mean() * slope, residual.mean()])
 

@@ -5,7 +5,6 @@
       checkpoint.safetensors   where the training of the towers stands, for --resume
       log.jsonl                one line an epoch
       quarantine.jsonl         rows of the data that were refused, if there were any
-      features.json            what the featurizer learned
       towers.safetensors       the towers of the best epoch
       ranker.safetensors       the ranking model, if the configuration asks for one
       evaluation.json          the table, once it was computed
@@ -33,21 +32,20 @@ from safetensors.torch import load_file, save_file
 
 from embeddings.bundle import build_towers
 from embeddings.errors import DataError, InputError, NotFound
-from embeddings.features import FeatureSpec
 from embeddings.ranker import Ranker, RankerConfig
 from embeddings.two_tower import TwoTower
 from training.checkpoint import FILE as CHECKPOINT
 from training.config import Config, Run, parse_config
 from training.contenders import item_matrix
 from training.dataset import Dataset, Split, Targets, leave_last_out, load, temporal
-from training.device import pick_device
+from training.device import pick_device, seeded
 from training.evaluate import Evaluation, evaluate
 from training.examples import ListMaker, reserve
 from training.loop import Progress, train
 from training.ranking import Fitted, Report, fit_ranker
 from training.sources import read
 
-CONFIG, LOG, FEATURES, DONE = "config.json", "log.jsonl", "features.json", "run.json"
+CONFIG, LOG, DONE = "config.json", "log.jsonl", "run.json"
 TOWERS, RANKER, EVALUATION = "towers.safetensors", "ranker.safetensors", "evaluation.json"
 QUARANTINE = "quarantine.jsonl"
 
@@ -140,15 +138,16 @@ def train_run(folder: Path, source: Source, config: Config, run: Run, *, say: Sa
     pick_device(run.device)  # a missing GPU is said before the data are read
     (folder / QUARANTINE).unlink(missing_ok=True)
     data = read_dataset(source, config, quarantine=folder / QUARANTINE)
+    folder.mkdir(parents=True, exist_ok=True)
     split, learned, ranking = _splits(data, config)
     if not run.resume:  # what is resumed is the same training: its files stay true until the new ones replace them
         _clear(folder, CHECKPOINT, LOG)
     options = run.model_copy(update={"checkpoints": folder})
     trained = train(data, learned, config, options, progress=_follow(folder, config, say))
-    fitted = _fit_ranker(data, ranking, trained.towers, config, seed=run.seed, say=say)
+    with seeded(run, torch.device("cpu")):
+        fitted = _fit_ranker(data, ranking, trained.towers, config, seed=run.seed, say=say)
     _clear(folder)
     _write(folder / CONFIG, config.model_dump_json(indent=1))
-    _write(folder / FEATURES, data.spec.model_dump_json(indent=1))
     _save(trained.towers, folder / TOWERS)
     if fitted is not None:
         _save(fitted.ranker, folder / RANKER)
@@ -195,7 +194,6 @@ def open_run(folder: Path) -> TrainedRun:
     try:
         about = About.model_validate_json((folder / DONE).read_bytes())
         config = parse_config(json.loads((folder / CONFIG).read_bytes()), where=str(folder / CONFIG))
-        spec = FeatureSpec.model_validate_json((folder / FEATURES).read_bytes())
     except (ValidationError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
@@ -203,9 +201,7 @@ def open_run(folder: Path) -> TrainedRun:
     data = read_dataset(about.source, config)
     if data.fingerprint() != about.fingerprint:
         raise DataError(f"the data in {about.source.path} are not those that {folder} was trained on; train again")
-    # An attribute that was edited since must not move the rows of the vocabulary under the trained weights.
-    data = dataclasses.replace(data, spec=spec)
-    towers = build_towers(config.towers, spec, items=len(data.items))
+    towers = build_towers(config.towers, data.spec, items=len(data.items))
     _load(towers, folder / TOWERS)
     split, _, ranking = _splits(data, config)
     ranker = Ranker(about.ranker, dim=config.towers.dim) if about.ranker else None
@@ -248,7 +244,7 @@ def _fit_ranker(
 
 
 def _clear(folder: Path, *more: str) -> None:
-    for name in (DONE, EVALUATION, TOWERS, RANKER, FEATURES, CONFIG, *more):
+    for name in (DONE, EVALUATION, TOWERS, RANKER, CONFIG, *more):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -227,6 +227,8 @@ class Engine:
         revision, catalogue = self._caught_up(snapshot.catalogue, self._revision)
         self._snapshot = self._with(catalogue=catalogue, delta_policy=snapshot.policy.bind(catalogue.delta.columns))
         self._revision = revision
+        if catalogue.attributes != snapshot.catalogue.attributes:
+            self._take_policy(force=True)  # a rule may have become valid, or may not be any more
 
     def _caught_up(self, catalogue: Catalogue, revision: int) -> tuple[int, Catalogue]:
         while True:

@@ -12,8 +12,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import pooch
-import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from embeddings.errors import DataError, Unavailable, unknown_name
@@ -67,6 +65,10 @@ def get(name: str, directory: Path | str, *, progress: bool = False) -> Path:
 
 
 def _fetch(url: str, work: Path, dataset: Dataset, *, progress: bool) -> Path:
+    # Both come with the extra `train`; whoever only reads files needs neither.
+    import pooch
+    import requests
+
     pooch.get_logger().setLevel("ERROR")  # it would propose to write the hash of `latest-small` into the source
     with _Bar(dataset.archive, shown=progress) as bar:
         try:

@@ -184,7 +184,7 @@ def _check(kind: type[Row], name: str, column: Any) -> Checked:
         return _text(column.cast(pa.string()) if pa.types.is_integer(column.type) else column, 128)
     if name == "event_type":
         column, sure = _text(column, 64)
-        return column, sure & _matches(column, _NAME)
+        return column, sure & (_matches(column, _NAME) | _nulls(column))
     if name in ("title", "channel", "description"):
         return _text(column, MAX_TEXT if name == "description" else MAX_LABEL)
     if name in ("timestamp", "created_at"):
@@ -291,7 +291,7 @@ def _flag(column: Any) -> Checked:
 def _by_value(kind: type[Row], name: str, column: Any) -> Checked:
     """Attributes, context and categories: each different value is parsed once by the schema itself."""
     target = SCHEMAS[kind].field(name).type
-    if column.type != pa.string() and column.type != pa.list_(pa.string()):
+    if column.type != pa.string() and not column.type == target == pa.list_(pa.string()):
         return _none(column, target)
     texts = column if column.type == pa.string() else pc.binary_join(column, "\x1f")
     known = texts.dictionary_encode()

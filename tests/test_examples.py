@@ -1,0 +1,166 @@
+"""Ranking lists: what was known at the time, what is set aside for the ranker, and what a candidate led to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from embeddings.bundle import build_towers
+from embeddings.features import EventKind
+from embeddings.ids import UNKNOWN
+from embeddings.ranker import RankerConfig
+from embeddings.schema import Item
+from embeddings.two_tower import TowerConfig, TwoTower
+from tests.histories import START, Touch, cycle, dataset
+from training.contenders import item_matrix
+from training.dataset import Dataset, first_touches, leave_last_out, temporal
+from training.examples import DAY_S, EventCounts, ListMaker, outcomes, reserve
+
+SHOP = {"view": EventKind(), "purchase": EventKind(), "impression": EventKind(weight=0.0, positive=False)}
+
+
+def random_world(seed: int = 0) -> Dataset:
+    rng = np.random.default_rng(seed)
+    histories: dict[str, list[Touch]] = {
+        f"u{person}": sorted(
+            (
+                (f"i{rng.integers(12)}", str(rng.choice(["view", "purchase", "impression"])), float(rng.integers(2000)))
+                for _ in range(25)
+            ),
+            key=lambda touch: touch[2],
+        )
+        for person in range(8)
+    }
+    return dataset(histories, event_types=SHOP)
+
+
+def towers_for(data: Dataset) -> TwoTower:
+    config = TowerConfig(dim=8, layers=1, max_history=6, dropout=0.0)
+    return build_towers(config, data.spec, items=len(data.items)).eval()
+
+
+def test_counts_are_those_of_the_moment() -> None:
+    data = random_world()
+    counts = EventCounts(data, recent_days=10)
+    moments = np.unique(np.concatenate([data.times, data.times + 1, [0.0, 4e9]]))
+    rows = np.arange(len(data.items))
+    total, recent = counts.at(rows[None, :], moments[:, None])
+    for m, moment in enumerate(moments):
+        for row in rows:
+            past = (data.rows == row) & data.positive & (data.times < moment)
+            assert total[m, row] == past.sum()
+            assert recent[m, row] == (past & (data.times >= moment - 10 * DAY_S)).sum()
+
+
+def test_a_release_carries_the_counts_after_the_last_event() -> None:
+    data = random_world()
+    found = EventCounts(data, recent_days=10).at_the_end()
+    last = data.times[data.positive].max()
+    for row in range(len(data.items)):
+        own = (data.rows == row) & data.positive
+        assert found[row, 0] == own.sum()
+        assert found[row, 1] == (own & (data.times >= np.nextafter(last, np.inf) - 10 * DAY_S)).sum()
+
+
+def test_counts_without_a_positive_event_are_zero() -> None:
+    data = dataset({"ann": [("a", "impression", 0), ("b", "impression", 1)]}, event_types=SHOP)
+    assert EventCounts(data).at_the_end().tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("kind", ["leave_last_out", "temporal"])
+def test_what_is_reserved_is_not_trained_on(kind: str) -> None:
+    data = random_world()
+    split = leave_last_out(data) if kind == "leave_last_out" else temporal(data, validation_share=0.2, test_share=0.2)
+    learned, targets = reserve(data, split, share=0.4, most=3)
+    assert not (learned.train & ~split.train).any()
+    assert learned.train.sum() < split.train.sum()
+    assert learned.test is split.test
+    for user in range(len(data.users)):
+        own = slice(data.offsets[user], data.offsets[user + 1])
+        trained = learned.train[own]
+        assert not np.diff(trained.astype(int)).clip(min=0).any()  # still the beginning of the history
+        eligible = (split.train & data.positive & first_touches(data))[own].sum()
+        mine = np.flatnonzero(targets.users == user)
+        validated = int((split.validation.users == user).sum())
+        assert len(mine) == min(3, int(eligible * 0.4)) + validated
+        assert all(targets.ends[q] >= data.offsets[user] + trained.sum() for q in mine)
+        assert sorted(targets.ends[mine]) == targets.ends[mine].tolist()
+    by_event = {int(event): rows for event, rows in zip(targets.events, targets.relevant(), strict=True)}
+    for event, rows in zip(split.validation.events.tolist(), split.validation.relevant(), strict=True):
+        np.testing.assert_array_equal(by_event[event], rows)
+
+
+def test_short_histories_give_only_their_validation_target() -> None:
+    data = cycle(people=10, length=7)
+    split = leave_last_out(data)
+    learned, targets = reserve(data, split)
+    np.testing.assert_array_equal(learned.train, split.train)
+    np.testing.assert_array_equal(targets.events, split.validation.events)
+
+
+def test_lists_hold_the_best_unseen_items_with_their_features() -> None:
+    items = [Item(item_id=f"i{n:02}", price=float(n + 1), created_at=START if n % 2 else None) for n in range(20)]
+    data = cycle(people=30, items=20, length=7, event_types=SHOP)
+    data = dataset(
+        {
+            data.users.id(u): " ".join(data.items.ids(data.rows[data.offsets[u] : data.offsets[u + 1]]))
+            for u in range(30)
+        },
+        items=items,
+        event_types=SHOP,
+    )
+    towers = towers_for(data)
+    matrix = item_matrix(data, towers)
+    split = leave_last_out(data)
+    maker = ListMaker(data, towers, matrix, RankerConfig(objectives=("view",), candidates=12, history=3))
+    lists = maker.make(split.test)
+    assert lists.rows.shape == (30, 12)
+    counts = EventCounts(data)
+    for q in range(len(lists)):
+        past = data.rows[data.offsets[split.test.users[q]] : split.test.ends[q]]
+        scores = matrix @ lists.queries[q]
+        best = [row for row in np.argsort(-scores, kind="stable") if row not in past][:12]
+        assert set(lists.rows[q]) == set(best)
+        np.testing.assert_allclose(lists.features[q, :, 0], scores[lists.rows[q]] - scores[best].max(), atol=1e-5)
+        total = counts.before(lists.rows[q], split.test.times[q])
+        np.testing.assert_allclose(lists.features[q, :, 2], np.log1p(total) / 5, rtol=1e-6)
+        assert lists.history[q].tolist() == past[-3:].tolist()
+    assert np.isfinite(lists.features).all()
+
+
+def test_chunks_are_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = cycle(people=23)
+    towers = towers_for(data)
+    maker = ListMaker(data, towers, item_matrix(data, towers), RankerConfig(objectives=("view",), candidates=30))
+    targets = leave_last_out(data).test
+    whole = maker.make(targets)
+    monkeypatch.setattr("training.examples.CHUNK", 5)
+    parts = list(maker.chunks(targets))
+    assert [len(part) for part in parts] == [5, 5, 5, 5, 3]
+    np.testing.assert_array_equal(np.concatenate([part.rows for part in parts]), whole.rows)
+    np.testing.assert_allclose(np.concatenate([part.features for part in parts]), whole.features, atol=1e-5)
+    assert (whole.rows[:, 14:] == UNKNOWN).all()  # 20 items, 6 of them seen
+    assert not whole.features[:, 14:].any()
+
+
+def test_outcomes_are_what_followed_the_find() -> None:
+    day = 24.0
+    data = dataset(
+        {
+            "ann": [
+                ("a", "view", 0),
+                ("b", "view", 1),
+                ("c", "view", 2),  # the validation target
+                ("c", "purchase", 2 + 2 * day),
+                ("d", "view", 3 + 2 * day),  # the test target
+                ("d", "purchase", 3 + 20 * day),  # too late to be an outcome of that find
+            ]
+        },
+        event_types=SHOP,
+    )
+    split, config = leave_last_out(data), RankerConfig(objectives=("purchase", "view"))
+    rows = np.array([[*data.items.rows(["d", "c", "a"]).tolist(), UNKNOWN]])
+    wanted = [[[False, False], [True, True], [False, False], [False, False]]]
+    assert outcomes(data, split.validation, rows, config).tolist() == wanted
+    assert outcomes(data, split.test, rows, config)[0, 0].tolist() == [False, True]
+    assert outcomes(data, split.test, rows, config, within_days=30.0)[0, 0].tolist() == [True, True]

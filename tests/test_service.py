@@ -1,0 +1,126 @@
+"""The real service, as its users start it: events over HTTP, lists that follow, both topologies, a clean end."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.conftest import ROOT, free_port, require, started, world_items, write_world
+
+pytestmark = pytest.mark.slow
+
+
+def groups(answer: dict[str, Any]) -> set[str]:
+    return {one["item_id"].split("-")[0] for one in answer["items"]}
+
+
+def recommend(url: str, user: str, **fields: Any) -> dict[str, Any]:
+    reply = httpx2.post(f"{url}/v1/recommendations", json={"user_id": user, "k": 10} | fields, timeout=30)
+    assert reply.status_code == 200, reply.text
+    body: dict[str, Any] = reply.json()
+    return body
+
+
+def view(url: str, user: str, item_id: str) -> None:
+    event = {"user_id": user, "item_id": item_id, "event_type": "view"}
+    assert httpx2.post(f"{url}/v1/events", json=event, timeout=30).status_code == 202
+
+
+def walk(url: str) -> list[list[str]]:
+    """What one person is offered while they look around, and after the policy changed."""
+    user = uuid.uuid4().hex
+    offered = [recommend(url, user)]
+    for item_id in ("g2-3", "g1-4", "g1-7"):
+        view(url, user, item_id)
+        offered.append(recommend(url, user, context={"channel": "app"}))
+    cheap = {"attribute": "price", "op": "le", "value": 12}
+    offered.append(recommend(url, user, filter=cheap, exclude=["g1-2"]))
+    rule = {"action": {"type": "pin", "position": 1}, "items": {"attribute": "item_id", "op": "eq", "value": "g3-9"}}
+    assert httpx2.put(f"{url}/v1/rules/pin", json=rule, timeout=30).status_code == 200
+    offered.append(recommend(url, user))
+    assert httpx2.put(f"{url}/v1/items/new", json={"categories": ["group-1"]}, timeout=30).status_code == 200
+    offered.append(recommend(url, user, k=60))
+    assert httpx2.delete(f"{url}/v1/items/new", timeout=30).status_code == 204
+    assert httpx2.delete(f"{url}/v1/rules/pin", timeout=30).status_code == 204
+    assert all(one["degraded"] == [] for one in offered)
+    return [[item["item_id"] for item in one["items"]] for one in offered]
+
+
+def test_the_next_list_follows_the_event(live_service: str) -> None:
+    user = uuid.uuid4().hex
+    for group in ("g3", "g0"):
+        view(live_service, user, f"{group}-5")
+        assert groups(recommend(live_service, user)) == {group}
+
+
+def test_metrics_count_over_all_replicas(live_service: str) -> None:
+    recommend(live_service, "someone")
+    text = httpx2.get(f"{live_service}/metrics", timeout=30).text
+    assert 'bespoke_requests_total{method="POST",route="/v1/recommendations",status="200"}' in text
+    assert "ray_" not in text
+
+
+def test_the_chained_application_gives_the_same_answers(live_service: str, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        taken = probe.connect_ex(("127.0.0.1", 8000)) == 0
+    require(not taken, "port 8000, which ray_config.yaml names")
+    write_world(tmp_path / "releases")
+    environment = {"BESPOKE_RELEASES": str(tmp_path / "releases"), "BESPOKE_STORE": f"sqlite:///{tmp_path / 'c.db'}"}
+    exports = subprocess.run(
+        [sys.executable, "-m", "bespoke", "environment"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    for line in exports.stdout.splitlines():
+        name, _, value = line.removeprefix("export ").partition("=")
+        environment[name] = value
+    serve = str(Path(sys.executable).parent / "serve")
+    url = "http://127.0.0.1:8000"
+    with started([serve, "run", "ray_config.yaml"], url, tmp_path / "serve.log", **environment):
+        items = [item.model_dump(mode="json") for item in world_items()]
+        assert httpx2.post(f"{url}/v1/items", json={"items": items}, timeout=30).status_code == 200
+        assert httpx2.get(f"{url}/v1/info", timeout=30).json()["topology"] == "chained"
+        chained = walk(url)
+    fused = walk(live_service)
+    assert chained == fused
+    assert "g3-9" in fused[5][1:2]
+    assert "new" in fused[6]
+
+
+def test_a_taken_port_is_one_sentence_and_nothing_starts(tmp_path: Path) -> None:
+    port = free_port()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        command = [sys.executable, "-m", "bespoke", "serve", "--port", str(port), "--releases", str(tmp_path)]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert run.returncode == 1
+    assert f"port {port} is taken" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_ctrl_c_leaves_no_port_and_no_process(tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    write_world(tmp_path / "releases")
+    port = free_port()
+    command = [sys.executable, "-m", "bespoke", "serve", "--port", str(port)]
+    command += ["--releases", str(tmp_path / "releases"), "--store", f"sqlite:///{tmp_path / 's.db'}"]
+    with started(command, f"http://127.0.0.1:{port}", tmp_path / "serve.log") as url:
+        assert len(recommend(url, "ann")["items"]) == 10
+        starter = next(
+            one
+            for one in psutil.process_iter(["cmdline"])
+            if str(tmp_path / "s.db") in " ".join(one.info["cmdline"] or ())
+        )
+        below = starter.children(recursive=True)
+        assert below
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert "no process and no port is left" in (tmp_path / "serve.log").read_text()
