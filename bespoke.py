@@ -78,6 +78,7 @@ app = typer.Typer(
     cls=FrontDoor,
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     help="A recommender service: train, publish and serve a list for every person.",
 )
 

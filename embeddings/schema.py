@@ -73,7 +73,10 @@ def _scalar(value: Any) -> bool | float | str:
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float):
-        return _finite(float(value))
+        try:
+            return _finite(float(value))
+        except OverflowError:
+            raise ValueError("must be a finite number") from None
     if isinstance(value, str):
         if len(value) > MAX_LABEL:
             raise ValueError(f"must have at most {MAX_LABEL} characters")

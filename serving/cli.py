@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from embeddings.errors import Unavailable
-from serving.process import FAST_PROFILE, running, wait_for_signal
+from serving.process import FAST_PROFILE, running, until_interrupted
 from serving.process import stop as stop_service
 from serving.settings import Settings
 
@@ -50,11 +52,10 @@ def serve(
 
 def serve_settings(settings: Settings, *, user_id: str = "someone") -> None:
     """Serve, tell where, wait for the end, stop cleanly."""
-    with console.status("starting Ray and the service …"):
-        service = running(settings)
-        url = service.__enter__()
-    try:
-        console.print(f"[bold green]ready[/]  {url}   console [bold]{url}/console[/]   API {url}/docs")
+    with until_interrupted(), contextlib.ExitStack() as stack:
+        with console.status("starting Ray and the service …"):
+            url = stack.enter_context(running(settings))
+        console.print(f"[bold green]ready[/]  {url}   console [bold]{url}/console[/]   API {url}/docs", soft_wrap=True)
         body = json.dumps({"user_id": user_id, "k": 5})
         console.print(
             f"\n  curl -s {url}/v1/recommendations -H 'content-type: application/json' \\\n       -d '{body}'\n",
@@ -62,11 +63,8 @@ def serve_settings(settings: Settings, *, user_id: str = "someone") -> None:
             soft_wrap=True,
         )
         console.print("Ctrl-C stops the service.")
-        wait_for_signal()
-    finally:
-        with console.status("stopping …"):
-            service.__exit__(None, None, None)
-        console.print("stopped; no process and no port is left")
+        threading.Event().wait()
+    console.print("stopped; no process and no port is left")
 
 
 @app.command()

@@ -89,11 +89,11 @@ def running(settings: Settings) -> Iterator[str]:
         serve.start(
             http_options={"host": settings.host, "port": settings.port}, logging_config={"log_level": "WARNING"}
         )
-        note = Note.write(settings)
+        Note.write(settings)
         serve.run(
             build(settings.model_dump(mode="json")), name=APPLICATION, logging_config={"enable_access_log": False}
         )
-        note = Note.write(settings)
+        Note.write(settings)
         wait_until_answering(settings)
         yield settings.url
     finally:
@@ -104,7 +104,6 @@ def running(settings: Settings) -> Iterator[str]:
         Note.path(settings.port).unlink(missing_ok=True)
         if left:
             raise Unavailable(f"processes that did not end: {', '.join(map(str, left))}")
-        del note
 
 
 def wait_until_answering(settings: Settings) -> None:
@@ -121,12 +120,20 @@ def wait_until_answering(settings: Settings) -> None:
     raise Unavailable(f"{settings.url} did not answer within {START_LIMIT_S:.0f} s")
 
 
-def wait_for_signal() -> None:
-    """Sleep until Ctrl-C or SIGTERM."""
-    done = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: done.set())
-    done.wait()
+@contextlib.contextmanager
+def until_interrupted() -> Iterator[None]:
+    """A block that Ctrl-C or SIGTERM ends, whatever it is doing, also where a shell made the process ignore Ctrl-C."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {one: signal.signal(one, interrupt) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def require_free_port(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,6 +25,15 @@ from training.ranking import Learning, fit_ranker, held_out, listwise_loss, plat
 
 VIEW = {"view": EventKind(), "purchase": EventKind()}
 CONFIG = RankerConfig(objectives=("view",), hidden=(8,), candidates=20, history=8, dropout=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The models are tiny: a second thread costs more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def maker_for(data: Dataset, config: RankerConfig = CONFIG) -> ListMaker:
