@@ -2,7 +2,7 @@
 
     python -m benchmarks serving --seconds 10 [--items 10000] [--topology both] [--save]
 
-The catalogue is a simulated shop; the release is of the shape and size of a trained one but untrained, because the weights do
+The catalogue is a simulated shop; the release has the shape of a trained one but is untrained, because weights do
 not change the speed. Every person asked for has a history of 50 events, 200 candidates and more are ranked, every third
 request carries a filter. `p50_ms` is closed-loop with one client; `rps` is the highest open-loop rate at which p99, counted
 from when a request was due, stays below 50 ms. The service runs as users start it, in a process of its own.

@@ -13,8 +13,8 @@ from embeddings.schema import Item
 from embeddings.two_tower import TowerConfig, TwoTower
 from tests.histories import START, Touch, cycle, dataset
 from training.contenders import item_matrix
-from training.dataset import Dataset, first_touches, leave_last_out, temporal
-from training.examples import DAY_S, EventCounts, ListMaker, outcomes, reserve
+from training.dataset import Dataset, leave_last_out
+from training.examples import DAY_S, EventCounts, ListMaker, outcomes
 
 SHOP = {"view": EventKind(), "purchase": EventKind(), "impression": EventKind(weight=0.0, positive=False)}
 
@@ -65,37 +65,6 @@ def test_a_release_carries_the_counts_after_the_last_event() -> None:
 def test_counts_without_a_positive_event_are_zero() -> None:
     data = dataset({"ann": [("a", "impression", 0), ("b", "impression", 1)]}, event_types=SHOP)
     assert EventCounts(data).at_the_end().tolist() == [[0, 0], [0, 0]]
-
-
-@pytest.mark.parametrize("kind", ["leave_last_out", "temporal"])
-def test_what_is_reserved_is_not_trained_on(kind: str) -> None:
-    data = random_world()
-    split = leave_last_out(data) if kind == "leave_last_out" else temporal(data, validation_share=0.2, test_share=0.2)
-    learned, targets = reserve(data, split, share=0.4, most=3)
-    assert not (learned.train & ~split.train).any()
-    assert learned.train.sum() < split.train.sum()
-    assert learned.test is split.test
-    for user in range(len(data.users)):
-        own = slice(data.offsets[user], data.offsets[user + 1])
-        trained = learned.train[own]
-        assert not np.diff(trained.astype(int)).clip(min=0).any()  # still the beginning of the history
-        eligible = (split.train & data.positive & first_touches(data))[own].sum()
-        mine = np.flatnonzero(targets.users == user)
-        validated = int((split.validation.users == user).sum())
-        assert len(mine) == min(3, int(eligible * 0.4)) + validated
-        assert all(targets.ends[q] >= data.offsets[user] + trained.sum() for q in mine)
-        assert sorted(targets.ends[mine]) == targets.ends[mine].tolist()
-    by_event = {int(event): rows for event, rows in zip(targets.events, targets.relevant(), strict=True)}
-    for event, rows in zip(split.validation.events.tolist(), split.validation.relevant(), strict=True):
-        np.testing.assert_array_equal(by_event[event], rows)
-
-
-def test_short_histories_give_only_their_validation_target() -> None:
-    data = cycle(people=10, length=7)
-    split = leave_last_out(data)
-    learned, targets = reserve(data, split)
-    np.testing.assert_array_equal(learned.train, split.train)
-    np.testing.assert_array_equal(targets.events, split.validation.events)
 
 
 def test_lists_hold_the_best_unseen_items_with_their_features() -> None:

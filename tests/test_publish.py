@@ -194,7 +194,6 @@ def test_a_run_opened_again_is_the_same_run(world: TrainedRun) -> None:
         assert theirs is not None
         other = theirs.state_dict()
         assert all(torch.equal(weight, other[name]) for name, weight in ours.state_dict().items())
-    np.testing.assert_array_equal(again.ranking.events, world.ranking.events)
     lines = [json.loads(line) for line in (world.folder / LOG).read_text().splitlines()]
     assert [line["epoch"] for line in lines[:-1]] == list(range(1, world.about.epochs + 1))
     assert lines[-1]["ranker"]["lists"] > 0

@@ -9,7 +9,7 @@ Shape suffixes: Q targets, K candidates, L events of a history, D dimensions, F 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from embeddings.features import Floats, Ints
 from embeddings.ids import UNKNOWN
 from embeddings.ranker import FEATURES, RankerConfig, candidate_features
 from embeddings.two_tower import TwoTower
-from training.dataset import Dataset, Mask, Split, Targets, Times, first_touches
+from training.dataset import Dataset, Mask, Targets, Times
 from training.queries import encode_queries, rank_all, seen_items
 
 DAY_S = 86_400.0
@@ -114,24 +114,6 @@ class ListMaker:
             yield self.make(targets.take(np.arange(start, min(start + CHUNK, len(targets)))))
 
 
-def reserve(data: Dataset, split: Split, *, share: float = 0.05, most: int = 10) -> tuple[Split, Targets]:
-    """Set events aside for the ranking model: a split whose training is shorter, and the targets to learn ranking from.
-
-    A retriever has learned its training events by heart; a ranking model fitted to those would trust it too far. Where
-    people are few, one validation target each teaches too little, so everybody also gives the last `share` of their
-    training targets, at most `most` of them. Those events stay in the histories, the towers only do not learn to
-    predict them. The targets are these and the validation targets, those of one person side by side.
-    """
-    places = np.flatnonzero(split.train & data.positive & first_touches(data))
-    counts = np.bincount(data.owners[places], minlength=len(data.users))
-    given = np.minimum(most, (counts * share).astype(np.int64))
-    taken = places[np.arange(len(places)) >= (np.cumsum(counts) - given)[data.owners[places]]]
-    stops = data.offsets[1:].copy()
-    np.minimum.at(stops, data.owners[taken], taken)
-    train = split.train & (np.arange(len(data)) < stops[data.owners])
-    return replace(split, train=train), _joined(data, taken, split.validation)
-
-
 def outcomes(data: Dataset, targets: Targets, rows: Ints, config: RankerConfig, *, within_days: float = 7.0) -> Mask:
     """Labels [Q, K, O]: the candidate was to be found, and the person did this with it.
 
@@ -148,21 +130,6 @@ def outcomes(data: Dataset, targets: Targets, rows: Ints, config: RankerConfig, 
             near = places[times[places] <= times[places[0]] + within_days * DAY_S]
             labels[q, rows[q] == row] = np.isin(wanted, data.types[own][near])
     return labels
-
-
-def _joined(data: Dataset, places: Ints, targets: Targets) -> Targets:
-    """Single events and targets as one, sorted by person and time."""
-    rows = np.concatenate([data.rows[places], targets.rows])
-    lengths = np.concatenate([np.ones(len(places), dtype=np.int64), np.diff(targets.bounds)])
-    both = Targets(
-        users=np.concatenate([data.owners[places], targets.users]),
-        ends=np.concatenate([places, targets.ends]),
-        events=np.concatenate([places, targets.events]),
-        times=np.concatenate([data.times[places], targets.times]),
-        bounds=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        rows=rows,
-    )
-    return both.take(np.lexsort((both.ends, both.users)))
 
 
 def _latest(histories: list[Ints], length: int) -> Ints:

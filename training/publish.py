@@ -109,7 +109,7 @@ def measure(run: TrainedRun, matrix: Floats) -> Figures:
     }
     lists["two_tower"] = rank_two_tower(run.data, run.towers, matrix, asked, depth=10)
     figures = {name: _means(ranked, asked) for name, ranked in lists.items()}
-    held = run.ranking.take(np.flatnonzero(held_out(run.data, run.ranking)))
+    held = asked.take(np.flatnonzero(held_out(run.data, asked)))
     if run.ranker is not None and len(held):
         candidates = ListMaker(run.data, run.towers, matrix, run.ranker.config).make(held)
         figures["retrieval_held_out"] = _means(candidates.rows, held)

@@ -1,8 +1,11 @@
 """Training of the ranking model: from ranking lists to a ranker that is calibrated and never worse than retrieval.
 
-The lists come from events that the retriever was not trained on (`examples.reserve`). A fifth of the people is held out:
-they decide when to stop and how to calibrate. A ranker starts as the retrieval order itself; where no
-epoch improves on it, that is what it stays.
+The lists come from the validation targets, which the retriever was not trained on. A fifth of the people is held out:
+they decide when to stop and how to calibrate. A ranker starts as the retrieval order itself; where no epoch improves on
+it, that is what it stays.
+
+Measured on MovieLens latest-small (one seed): holding out a further 5% of everybody's events, for five times as many
+lists, costs the retriever more (test NDCG@10 .0748 to .0702) than it brings the ranker (.0754 to .0706).
 
 Shape suffixes: B lists of a batch, K candidates, L events of a history, D dimensions, O objectives, Q targets.
 """

@@ -40,7 +40,7 @@ from training.contenders import item_matrix
 from training.dataset import Dataset, Split, Targets, leave_last_out, load, temporal
 from training.device import pick_device, seeded
 from training.evaluate import Evaluation, evaluate
-from training.examples import ListMaker, reserve
+from training.examples import ListMaker
 from training.loop import Progress, train
 from training.ranking import Fitted, Report, fit_ranker
 from training.sources import read
@@ -84,17 +84,13 @@ class About(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """A finished run, opened: data and split as they were trained on, and the models.
-
-    `ranking` are the targets of the ranking model, held-out people included; the towers were not trained on them.
-    """
+    """A finished run, opened: data and split as they were trained on, and the models."""
 
     folder: Path
     about: About
     config: Config
     data: Dataset
     split: Split
-    ranking: Targets
     towers: TwoTower
     ranker: Ranker | None
 
@@ -139,13 +135,13 @@ def train_run(folder: Path, source: Source, config: Config, run: Run, *, say: Sa
     (folder / QUARANTINE).unlink(missing_ok=True)
     data = read_dataset(source, config, quarantine=folder / QUARANTINE)
     folder.mkdir(parents=True, exist_ok=True)
-    split, learned, ranking = _splits(data, config)
+    split = make_split(data, config)
     if not run.resume:  # what is resumed is the same training: its files stay true until the new ones replace them
         _clear(folder, CHECKPOINT, LOG)
     options = run.model_copy(update={"checkpoints": folder})
-    trained = train(data, learned, config, options, progress=_follow(folder, config, say))
+    trained = train(data, split, config, options, progress=_follow(folder, config, say))
     with seeded(run, torch.device("cpu")):
-        fitted = _fit_ranker(data, ranking, trained.towers, config, seed=run.seed, say=say)
+        fitted = _fit_ranker(data, split.validation, trained.towers, config, seed=run.seed, say=say)
     _clear(folder)
     _write(folder / CONFIG, config.model_dump_json(indent=1))
     _save(trained.towers, folder / TOWERS)
@@ -175,7 +171,6 @@ def train_run(folder: Path, source: Source, config: Config, run: Run, *, say: Sa
         config=config,
         data=data,
         split=split,
-        ranking=ranking,
         towers=trained.towers,
         ranker=fitted.ranker if fitted else None,
     )
@@ -203,7 +198,6 @@ def open_run(folder: Path) -> TrainedRun:
         raise DataError(f"the data in {about.source.path} are not those that {folder} was trained on; train again")
     towers = build_towers(config.towers, data.spec, items=len(data.items))
     _load(towers, folder / TOWERS)
-    split, _, ranking = _splits(data, config)
     ranker = Ranker(about.ranker, dim=config.towers.dim) if about.ranker else None
     if ranker is not None:
         _load(ranker, folder / RANKER)
@@ -212,8 +206,7 @@ def open_run(folder: Path) -> TrainedRun:
         about=about,
         config=config,
         data=data,
-        split=split,
-        ranking=ranking,
+        split=make_split(data, config),
         towers=towers,
         ranker=ranker,
     )
@@ -224,13 +217,6 @@ def evaluate_run(run: TrainedRun, *, k: Iterable[int] = (10,), say: Callable[[st
     found = evaluate(run.data, run.split, run.towers, run.ranker, k=k, say=say)
     _write(run.folder / EVALUATION, json.dumps(found.to_json(), indent=1))
     return found
-
-
-def _splits(data: Dataset, config: Config) -> tuple[Split, Split, Targets]:
-    """The split of the evaluation, the one the towers learn from, and the targets of the ranking model."""
-    split = make_split(data, config)
-    learned, ranking = reserve(data, split) if config.ranker else (split, split.validation)
-    return split, learned, ranking
 
 
 def _fit_ranker(
