@@ -1,11 +1,10 @@
-"""A load generator in a process of its own: keep-alive connections on plain sockets, closed or open loop.
+"""A load generator: HTTP/1.1 with keep-alive on plain asyncio streams, closed loop and open loop.
 
-Closed loop: each of `connections` clients sends its next request when the last one is answered. Open loop: requests are due
-at a constant rate and latency counts from the moment a request was due, so a stall is charged to everyone it kept waiting.
-
-    python -m benchmarks.load URL PATH --body FILE --seconds S (--connections C | --rate R)
-
-Prints one JSON object: p50_ms, p99_ms, rps, sent, failed.
+It is to run in a process of its own, so that it does not share an interpreter with what it measures:
+`python -m benchmarks.load URL [--body JSON] ...` prints one JSON object. A closed loop (so many callers, each sends the
+next request when its answer is there) shows the capacity. An open loop (requests at a constant rate, come what may) shows
+what users feel: latency counts from the moment a request was due, so waiting behind a stall is not left out (Tene,
+"How NOT to Measure Latency", 2013).
 """
 
 from __future__ import annotations
@@ -13,161 +12,171 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
+import math
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-MOST_CONNECTIONS = 256
+WARM_UP_S = 1.0
 
 
-class Client:
-    """One keep-alive connection."""
+@dataclass(slots=True)
+class Tally:
+    """What came back: latencies in seconds of the 2xx answers, and how many of everything else."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self.host, self.port = host, port
+    latencies_s: list[float] = field(default_factory=list)
+    statuses: dict[int, int] = field(default_factory=dict)
 
-    async def connect(self) -> None:
-        """Open the connection."""
-        self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
+    def note(self, status: int, latency_s: float) -> None:
+        """Count one answer."""
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if 200 <= status < 300:
+            self.latencies_s.append(latency_s)
 
-    async def ask(self, request: bytes) -> int:
-        """Send one request and read the whole answer; returns its status."""
-        self.writer.write(request)
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        length = 0
-        for line in head.split(b"\r\n")[1:]:
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                length = int(value)
-        await self.reader.readexactly(length)
-        return int(head[9:12])
+    def summary(self, seconds: float) -> dict[str, object]:
+        """Percentiles in milliseconds, rate of good answers, and the count of each status."""
+        ordered = sorted(self.latencies_s)
+        return {
+            "p50_ms": percentile_ms(ordered, 0.50),
+            "p99_ms": percentile_ms(ordered, 0.99),
+            "rps": round(len(ordered) / seconds, 1),
+            "answers": {str(status): count for status, count in sorted(self.statuses.items())},
+        }
+
+
+def percentile_ms(ordered_s: Sequence[float], share: float) -> float | None:
+    """Nearest-rank percentile of sorted seconds, in milliseconds; None of nothing."""
+    if not ordered_s:
+        return None
+    rank = max(0, math.ceil(len(ordered_s) * share) - 1)
+    return round(ordered_s[rank] * 1e3, 3)
+
+
+class Caller:
+    """One connection; sends the same requests again and again, in turn."""
+
+    def __init__(self, url: str, requests: Sequence[bytes], first: int) -> None:
+        parts = urlsplit(url)
+        self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
+        self.requests, self.next = requests, first
+        self.reader: asyncio.StreamReader | None = None
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def ask(self) -> int:
+        """Send the next request, read its whole answer and return the status; 0 when the connection broke."""
+        try:
+            if self.writer is None:
+                self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
+            assert self.reader is not None
+            self.writer.write(self.requests[self.next % len(self.requests)])
+            self.next += 1
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            await self.reader.readexactly(content_length(head))
+            if b"\r\nconnection: close" in head.lower():
+                self.close()
+            return int(head[9:12])
+        except (OSError, asyncio.IncompleteReadError):
+            self.close()
+            return 0
 
     def close(self) -> None:
-        """Close the connection."""
-        self.writer.close()
+        """Let go of the connection."""
+        if self.writer is not None:
+            self.writer.close()
+        self.reader = self.writer = None
 
 
-async def closed_loop(clients: Sequence[Client], requests: Sequence[bytes], seconds: float) -> dict[str, Any]:
-    """Every client as fast as it is answered."""
-    latencies: list[float] = []
-    failed = 0
-    end = time.perf_counter() + seconds
+def content_length(head: bytes) -> int:
+    """Length of the body that an answer's head announces; raises `ValueError` if it does not say."""
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            return int(value)
+    raise ValueError("the answer has no content-length; chunked answers are not measured")
 
-    async def one(client: Client, at: int) -> None:
-        nonlocal failed
-        while (started := time.perf_counter()) < end:
-            failed += await client.ask(requests[at % len(requests)]) >= 300
-            latencies.append(time.perf_counter() - started)
-            at += len(clients)
 
-    started = time.perf_counter()
-    await asyncio.gather(*(one(client, at) for at, client in enumerate(clients)))
-    return summary(latencies, time.perf_counter() - started, failed)
+def encode(url: str, bodies: Sequence[str]) -> list[bytes]:
+    """Requests ready to be written: a GET without bodies, else one POST a body."""
+    parts = urlsplit(url)
+    common = f"{parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+    if not bodies:
+        return [f"GET {common}\r\n".encode()]
+    return [
+        f"POST {common}Content-Type: application/json\r\nContent-Length: {len(body.encode())}\r\n\r\n{body}".encode()
+        for body in bodies
+    ]
+
+
+async def closed_loop(url: str, requests: Sequence[bytes], *, concurrency: int, seconds: float) -> dict[str, object]:
+    """Keep `concurrency` requests in flight for some seconds, after a warm-up that is not counted."""
+    tally = Tally()
+    begin = time.perf_counter() + WARM_UP_S
+    end = begin + seconds
+
+    async def call(caller: Caller) -> None:
+        while (sent := time.perf_counter()) < end:
+            status = await caller.ask()
+            if sent >= begin:
+                tally.note(status, time.perf_counter() - sent)
+            if status == 0:
+                await asyncio.sleep(0.01)
+        caller.close()
+
+    await asyncio.gather(*(call(Caller(url, requests, first)) for first in range(concurrency)))
+    return {"concurrency": concurrency} | tally.summary(seconds)
 
 
 async def open_loop(
-    clients: Sequence[Client], requests: Sequence[bytes], seconds: float, rate: float
-) -> dict[str, Any]:
-    """Requests at a constant rate, answered by whichever connection is free."""
-    latencies: list[float] = []
-    failed = 0
-    idle: asyncio.Queue[Client] = asyncio.Queue()
-    for client in clients:
-        idle.put_nowait(client)
+    url: str, requests: Sequence[bytes], *, rate: float, seconds: float, callers: int
+) -> dict[str, object]:
+    """Send at a constant rate over a pool of connections; latency counts from when a request was due."""
+    tally = Tally()
+    pool: asyncio.LifoQueue[Caller] = asyncio.LifoQueue()
+    for first in range(callers):
+        pool.put_nowait(Caller(url, requests, first))
     start = time.perf_counter()
-    running: set[asyncio.Task[None]] = set()
+    waiting = set()
 
-    async def one(at: int) -> None:
-        nonlocal failed
-        client = await idle.get()
-        failed += await client.ask(requests[at % len(requests)]) >= 300
-        latencies.append(time.perf_counter() - (start + at / rate))
-        idle.put_nowait(client)
+    async def send(due: float) -> None:
+        caller = await pool.get()
+        status = await caller.ask()
+        pool.put_nowait(caller)
+        if due - start >= WARM_UP_S:
+            tally.note(status, time.perf_counter() - due)
 
-    for at in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, start + at / rate - time.perf_counter()))
-        task = asyncio.create_task(one(at))
-        running.add(task)
-        task.add_done_callback(running.discard)
-    await asyncio.gather(*running)
-    return summary(latencies, time.perf_counter() - start, failed)
-
-
-def summary(latencies: list[float], seconds: float, failed: int) -> dict[str, Any]:
-    """The figures of one run."""
-    ordered = sorted(latencies)
-    if not ordered:
-        return {"p50_ms": None, "p99_ms": None, "rps": 0.0, "sent": 0, "failed": failed}
-    return {
-        "p50_ms": round(ordered[len(ordered) // 2] * 1e3, 3),
-        "p99_ms": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] * 1e3, 3),
-        "rps": round(len(ordered) / seconds, 1),
-        "sent": len(ordered),
-        "failed": failed,
-    }
+    for number in range(int((WARM_UP_S + seconds) * rate)):
+        due = start + number / rate
+        if (ahead := due - time.perf_counter()) > 0:
+            await asyncio.sleep(ahead)
+        task = asyncio.create_task(send(due))
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+    await asyncio.gather(*waiting)
+    while not pool.empty():
+        pool.get_nowait().close()
+    return {"rate": rate} | tally.summary(seconds)
 
 
-def http_request(host: str, path: str, body: bytes | None) -> bytes:
-    """One request as bytes."""
-    if body is None:
-        return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def measure(
-    url: str,
-    path: str,
-    bodies: Sequence[dict[str, Any]],
-    *,
-    seconds: float,
-    connections: int = 1,
-    rate: float | None = None,
-) -> dict[str, Any]:
-    """Run the load generator in its own process and return its figures."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "bodies.json"
-        file.write_text(json.dumps(list(bodies)), encoding="utf-8")
-        command = [sys.executable, "-m", "benchmarks.load", url, path, "--bodies", str(file), "--seconds", str(seconds)]
-        command += ["--rate", str(rate)] if rate else ["--connections", str(connections)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    figures: dict[str, Any] = json.loads(done.stdout)
-    return figures
-
-
-async def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Connect, warm up, measure."""
-    parts = urlsplit(options.url)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 80
-    bodies = json.loads(Path(options.bodies).read_text(encoding="utf-8"))
-    requests = [http_request(host, options.path, json.dumps(body).encode()) for body in bodies] or [
-        http_request(host, options.path, None)
-    ]
-    clients = [Client(host, port) for _ in range(MOST_CONNECTIONS if options.rate else options.connections)]
-    await asyncio.gather(*(client.connect() for client in clients))
-    await closed_loop(clients[:8], requests, min(1.0, options.seconds / 4))
-    if options.rate:
-        figures = await open_loop(clients, requests, options.seconds, options.rate)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; bodies are read from a file with one JSON document a line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("url")
+    parser.add_argument("--bodies", type=argparse.FileType(encoding="utf-8"), help="one JSON body a line; without: GET")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--concurrency", type=int, default=1, help="requests in flight (closed loop) or connections")
+    parser.add_argument("--rate", type=float, help="requests a second: an open loop")
+    given = parser.parse_args(arguments)
+    bodies = [line.rstrip("\n") for line in given.bodies] if given.bodies else []
+    requests = encode(given.url, bodies)
+    if given.rate:
+        work = open_loop(given.url, requests, rate=given.rate, seconds=given.seconds, callers=given.concurrency)
     else:
-        figures = await closed_loop(clients, requests, options.seconds)
-    for client in clients:
-        client.close()
-    return figures
+        work = closed_loop(given.url, requests, concurrency=given.concurrency, seconds=given.seconds)
+    json.dump(asyncio.run(work), sys.stdout)
+    print()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url")
-    parser.add_argument("path")
-    parser.add_argument("--bodies", required=True, help="JSON file of request bodies; an empty list sends GET")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--connections", type=int, default=1)
-    parser.add_argument("--rate", type=float)
-    print(json.dumps(asyncio.run(run(parser.parse_args()))))
+    main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 from ray.serve import Application
@@ -9,10 +11,17 @@ from ray.serve import Application
 from serving.deployments import Fused, Ingress, Ranking, Retrieval, Rules
 from serving.settings import Settings
 
+logger = logging.getLogger("bespoke.app")
+
 
 def build(args: dict[str, Any]) -> Application:
     """The application for some settings; `args` are arguments as in `Settings.load`."""
     settings = Settings.load(args)
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        logger.warning(
+            "the fast profile is off and every request will take many times longer; start with "
+            'eval "$(bespoke environment)" before Ray is started, or use `bespoke serve`'
+        )
     given = settings.model_dump(mode="json")
     entry = options(settings)
     if settings.topology == "fused":
@@ -35,6 +44,9 @@ def options(settings: Settings) -> dict[str, Any]:
         "num_replicas": settings.replicas,
         "max_ongoing_requests": settings.max_ongoing,
         "max_queued_requests": settings.max_queued,
+        "backpressure_config": {"status_code": 429, "retry_after_s": 1},
+        # A roll-out starts the new replica before the old one goes; with one replica there would be a gap.
+        "max_surge_percent": 100,
         "health_check_period_s": 5,
         "health_check_timeout_s": 10,
         "graceful_shutdown_timeout_s": 5,

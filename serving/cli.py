@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from embeddings.errors import Unavailable
-from serving.process import FAST_PROFILE, running, until_interrupted
+from serving.process import FAST_PROFILE, answers, running, wait_for_signal
 from serving.process import stop as stop_service
 from serving.settings import Settings
 
@@ -52,19 +51,40 @@ def serve(
 
 def serve_settings(settings: Settings, *, user_id: str = "someone") -> None:
     """Serve, tell where, wait for the end, stop cleanly."""
-    with until_interrupted(), contextlib.ExitStack() as stack:
-        with console.status("starting Ray and the service …"):
-            url = stack.enter_context(running(settings))
-        console.print(f"[bold green]ready[/]  {url}   console [bold]{url}/console[/]   API {url}/docs", soft_wrap=True)
-        body = json.dumps({"user_id": user_id, "k": 5})
-        console.print(
-            f"\n  curl -s {url}/v1/recommendations -H 'content-type: application/json' \\\n       -d '{body}'\n",
-            highlight=False,
-            soft_wrap=True,
-        )
-        console.print("Ctrl-C stops the service.")
-        threading.Event().wait()
+    with contextlib.ExitStack() as stack:
+        stopping = console.status("stopping …")
+        stack.callback(stopping.stop)
+        try:
+            with console.status("starting Ray and the service …"):
+                url = stack.enter_context(running(settings))
+        except KeyboardInterrupt:
+            console.print("interrupted before the service was up; no process and no port is left")
+            raise typer.Exit(130) from None
+        introduce(settings, url, user_id)
+        wait_for_signal()
+        stopping.start()
     console.print("stopped; no process and no port is left")
+
+
+def introduce(settings: Settings, url: str, user_id: str) -> None:
+    """Say where the service is, and how to ask it."""
+    console.print(f"[bold green]ready[/]    {url}", highlight=False)
+    if settings.console:
+        console.print(f"console  {url}/console", highlight=False)
+    console.print(f"API      {url}/docs", highlight=False)
+    if not answers(settings, "/readyz"):
+        console.print(
+            f"[yellow]no release in service:[/] none in {settings.releases}, or not a sound one; "
+            "train and publish one, and it is taken up at once"
+        )
+    body = json.dumps({"user_id": user_id, "k": 5})
+    console.print(
+        f"\n  curl -s {url}/v1/recommendations -H 'content-type: application/json' -d '{body}'\n",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print("Ctrl-C stops the service.")
 
 
 @app.command()

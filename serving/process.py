@@ -1,33 +1,33 @@
 """The service as processes: environment, ports, a clean start, and a stop that leaves nothing behind.
 
 Ray Serve reads its fast profile from the environment when it is first imported, in every process; so `prepare` must run
-before anything imports Ray. A local cluster of our own is started on free ports; another Ray or a Redis on this machine is
-not touched. What was started is written to a file, so that even after `kill -9` the next start can say what is left and
-`bespoke stop` can end it.
+before anything imports Ray. A local cluster of our own is started on ports of its own: another Ray, another service or a
+Redis on this machine is not touched.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import io
 import logging
 import os
+import re
+import shutil
 import signal
-import socket
-import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
 
 from embeddings.errors import Unavailable
-from serving.metrics import FOLDER
+from serving import family, metrics
 from serving.settings import Settings
+from serving.store import Store
 
 FAST_PROFILE = {
     # HAProxy in front of the replicas, and no Python proxy in the path: a factor of ten (see docs/benchmarks.md).
@@ -40,6 +40,7 @@ FAST_PROFILE = {
     "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.headers:middlewares",
     # One compute thread a replica: replicas are the unit of parallelism.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -49,31 +50,77 @@ FAST_PROFILE = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
+LOCAL_PROFILE = {
+    # HAProxy and the replicas are on one machine and learn of each other at once; a long drain only delays Ctrl-C.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
 OWN_PORTS = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
 """Fixed by default, so that two services on one machine would fight over them."""
 
+OWN_FILES = {
+    # By default in one folder that everybody may read, with a control socket that everybody may write to.
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "control",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "log",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+    metrics.FOLDER: "metrics",
+}
+
 APPLICATION = "bespoke"
 START_LIMIT_S = 180.0
-STOP_LIMIT_S = 30.0
+STOP_LIMIT_S = 60.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def prepare() -> None:
-    """Set the fast profile, where the caller's environment does not say otherwise; call before Ray is imported."""
+def own_files(folder: Path) -> dict[str, str]:
+    """Environment that puts every file of HAProxy and of the metrics into a private folder."""
+    (folder / "metrics").mkdir(exist_ok=True)
+    return {name: str(folder / file) for name, file in OWN_FILES.items()}
+
+
+def prepare(port: int) -> Path:
+    """Set the environment where the caller's does not say otherwise; call before Ray is imported.
+
+    Returns the private folder of this service.
+    """
+    folder = family.make_folder(port)
+    ports = dict(zip(OWN_PORTS, map(str, family.free_ports(len(OWN_PORTS))), strict=True))
+    for name, value in (own_files(folder) | ports | LOCAL_PROFILE).items():
+        os.environ.setdefault(name, value)
     for name, value in FAST_PROFILE.items():
         os.environ.setdefault(name, value)
-    for name in OWN_PORTS:
-        os.environ.setdefault(name, str(_free_port()))
-    os.environ.setdefault(FOLDER, tempfile.mkdtemp(prefix="bespoke-metrics-"))
+    return folder
 
 
 @contextlib.contextmanager
 def running(settings: Settings) -> Iterator[str]:
-    """The service, answering at the URL that is yielded, until the block ends.
+    """The service, answering at the URL that is yielded, until the block ends. To be used once in a process.
 
-    Raises `Unavailable` with one sentence if the port is taken or the service does not come up; nothing is left then.
+    Ctrl-C, SIGTERM and SIGHUP raise `KeyboardInterrupt` in the block, during the start too. Raises `Unavailable` with
+    one sentence if the port is taken or the service does not come up; nothing is left then.
     """
     require_free_port(settings)
-    prepare()
+    Store.open(settings.store).close()  # a wrong address is told now, not by a replica in half a minute
+    folder = prepare(settings.port)
+    try:
+        with _on_signals(_interrupt):
+            _start(settings, folder)
+            wait_until_answering(settings)
+            yield settings.url
+    finally:
+        # A second Ctrl-C out of impatience would leave HAProxy behind, holding the port.
+        with _on_signals(signal.SIG_IGN):
+            _shut_down()
+            left = family.end(family.members(settings.port))
+            shutil.rmtree(folder, ignore_errors=True)
+        if left:
+            raise Unavailable(f"processes that did not end: {', '.join(map(str, left))}")
+        if not family.port_is_free(settings.host, settings.port):
+            raise Unavailable(f"port {settings.port} is still in use after the stop{_by(settings.port)}")
+
+
+def _start(settings: Settings, folder: Path) -> None:
     import ray
     from ray import serve
 
@@ -81,193 +128,138 @@ def running(settings: Settings) -> Iterator[str]:
 
     for name in ("ray", "ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    cores = max(4.0, os.cpu_count() or 1)
-    ray.init(
-        address="local", num_cpus=int(cores), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(4, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder / "ray"),
+        )
+    except SystemExit:  # what Ray's own handler of SIGTERM raises
+        raise KeyboardInterrupt from None
+    _handle_signals(_interrupt)  # again, because Ray has put its own handler of SIGTERM in the place of ours
+    serve.start(
+        http_options={
+            "host": settings.host,
+            "port": settings.port,
+            "request_timeout_s": settings.request_timeout_s,
+        },
+        logging_config={"log_level": "WARNING"},
     )
     try:
-        serve.start(
-            http_options={"host": settings.host, "port": settings.port}, logging_config={"log_level": "WARNING"}
-        )
-        Note.write(settings)
         serve.run(
             build(settings.model_dump(mode="json")), name=APPLICATION, logging_config={"enable_access_log": False}
         )
-        Note.write(settings)
-        wait_until_answering(settings)
-        yield settings.url
-    finally:
-        mine = psutil.Process().children(recursive=True)
-        with _interrupts_ignored():
-            _shut_down(ray, serve)
-        left = end(mine)
-        Note.path(settings.port).unlink(missing_ok=True)
-        if left:
-            raise Unavailable(f"processes that did not end: {', '.join(map(str, left))}")
+    except RuntimeError as error:
+        raise Unavailable(f"the service did not start: {_cause(serve)}") from error
 
 
 def wait_until_answering(settings: Settings) -> None:
     """Wait until the service answers through its proxy; being alive suffices, a release may come later."""
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
-        with (
-            contextlib.suppress(OSError, urllib.error.URLError),
-            urllib.request.urlopen(f"{settings.url}/healthz", timeout=2) as reply,
-        ):
-            if reply.status == 200:
-                return
-        time.sleep(0.1)
+        if answers(settings, "/healthz"):
+            return
+        time.sleep(0.05)
     raise Unavailable(f"{settings.url} did not answer within {START_LIMIT_S:.0f} s")
 
 
-@contextlib.contextmanager
-def until_interrupted() -> Iterator[None]:
-    """A block that Ctrl-C or SIGTERM ends, whatever it is doing, also where a shell made the process ignore Ctrl-C."""
+def answers(settings: Settings, path: str) -> bool:
+    """Whether a path of the service answers with 200."""
+    # Not the machine's proxy settings: the service is asked directly, wherever it listens.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with contextlib.suppress(OSError), direct.open(f"{settings.url}{path}", timeout=2) as reply:
+        return bool(reply.status == 200)
+    return False
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    before = {one: signal.signal(one, interrupt) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+def wait_for_signal() -> None:
+    """Sleep until Ctrl-C, SIGTERM or SIGHUP."""
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 def require_free_port(settings: Settings) -> None:
     """Raise a sentence that names the port, its holder where that can be known, and what to do."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except PermissionError:
-            raise Unavailable(f"port {settings.port} may not be opened by this user", field="port") from None
-        except OSError as error:
-            holder = _holder(settings.port)
-            who = f" by {holder.name()} (process {holder.pid})" if holder else ""
-            ours = Note.read(settings.port)
-            hint = (
-                "an earlier `bespoke serve` left it: `bespoke stop` ends it"
-                if ours and holder and holder.pid in {pid for pid, _ in ours.processes}
-                else "choose another with --port"
-            )
-            raise Unavailable(f"port {settings.port} is taken{who}; {hint}", field="port") from error
+    port = settings.port
+    ours = family.members(port)
+    if ours:
+        alive = family.main_process(next(iter(ours.values())))
+        state = f"runs there already (process {alive.pid})" if alive else "was killed and left processes behind"
+        raise Unavailable(f"port {port}: a service {state}; `bespoke stop --port {port}` ends it", field="port")
+    if not family.port_is_free(settings.host, port):
+        raise Unavailable(f"port {port} is taken{_by(port)}; choose another with --port", field="port")
 
 
 def stop(port: int) -> str:
-    """End the service on a port, whoever started it with `bespoke serve`; returns a sentence about what was done."""
-    note = Note.read(port)
-    if note is None:
-        return f"no service of ours is known on port {port}"
-    main = _alive(note.main)
-    if main is not None:
-        main.terminate()
-        with contextlib.suppress(psutil.TimeoutExpired):
-            main.wait(STOP_LIMIT_S)
-    left = [process for one in note.processes if (process := _alive(one)) is not None]
-    end(left)
-    Note.path(port).unlink(missing_ok=True)
-    return f"stopped the service on port {port}" + (f" and ended {len(left)} orphans of it" if left else "")
+    """End the service on a port, whoever started it with `bespoke serve`; returns a sentence about what was done.
+
+    Raises `Unavailable` if something does not end.
+    """
+    ours = family.members(port)
+    if not ours:
+        return f"no service of ours runs on port {port}"
+    for folder in set(ours.values()):
+        main = family.main_process(folder)
+        if main is not None:
+            main.terminate()
+            with contextlib.suppress(psutil.TimeoutExpired):
+                main.wait(STOP_LIMIT_S)
+    # What is left now are orphans: of a service that was killed, or of one that did not manage to stop.
+    orphans = family.members(port)
+    left = family.end(orphans)
+    if left:
+        raise Unavailable(f"processes that did not end: {', '.join(map(str, left))}")
+    return f"stopped the service on port {port}" + (f"; ended {len(orphans)} orphaned processes" if orphans else "")
 
 
-def end(processes: list[psutil.Process]) -> list[int]:
-    """Wait for processes to end, ask and then force those that do not; returns the ids of any that are still there."""
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(alive, timeout=5)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    _, alive = psutil.wait_procs(alive, timeout=5)
-    return [process.pid for process in alive]
+def _by(port: int) -> str:
+    process = family.holder(port)
+    return f" by {process.name()} (process {process.pid})" if process else ""
 
 
-class Note:
-    """What a running service consists of, on disk: process ids with their start times, so that a reused id is noticed."""
-
-    def __init__(self, main: tuple[int, float], processes: list[tuple[int, float]]) -> None:
-        self.main, self.processes = main, processes
-
-    @staticmethod
-    def path(port: int) -> Path:
-        """Where the note of a port lies."""
-        return Path(tempfile.gettempdir()) / f"bespoke-{os.getuid()}-{port}.json"
-
-    @classmethod
-    def write(cls, settings: Settings) -> Note:
-        """Note this process and everything below it."""
-        here = psutil.Process()
-        below = [(one.pid, one.create_time()) for one in here.children(recursive=True) if one.is_running()]
-        note = cls((here.pid, here.create_time()), below)
-        path = cls.path(settings.port)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps({"main": note.main, "processes": note.processes}), encoding="utf-8")
-        unfinished.replace(path)
-        return note
-
-    @classmethod
-    def read(cls, port: int) -> Note | None:
-        """The note of a port, if there is a readable one."""
-        try:
-            raw: dict[str, Any] = json.loads(cls.path(port).read_text(encoding="utf-8"))
-            return cls(tuple(raw["main"]), [(pid, at) for pid, at in raw["processes"]])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
+def _cause(serve: Any) -> str:
+    """Serve keeps the traceback of a replica that did not come up; its last line says what was wrong."""
+    for deployment in serve.status().applications[APPLICATION].deployments.values():
+        raised = re.findall(
+            r"^\S*(?:Error|Exception|Unavailable|NotFound|Conflict): .+$", deployment.message, re.MULTILINE
+        )
+        if raised:
+            return str(raised[-1])
+    return "see the logs"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _shut_down() -> None:
+    import ray
+    from ray import serve
 
-
-def _alive(one: tuple[int, float]) -> psutil.Process | None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(one[0])
-        if abs(process.create_time() - one[1]) < 1.0:
-            return process
-    return None
-
-
-def _holder(port: int) -> psutil.Process | None:
-    with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess):
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return psutil.Process(connection.pid)
-    return None
-
-
-def _shut_down(ray: Any, serve: Any) -> None:
     # While its controller goes down, Ray prints failures of the very tasks that end it; nobody can act on them.
-    with _stderr_closed():
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         with contextlib.suppress(Exception):  # whatever is half up must not keep the rest from going down
-            serve.shutdown()
+            if ray.is_initialized():
+                serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def _stderr_closed() -> Iterator[None]:
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _handle_signals(handler: Any) -> dict[signal.Signals, Any]:
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    # Under nohup SIGHUP is ignored, and is to stay so.
+    wanted = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+    return {one: signal.signal(one, handler) for one in wanted}
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    # A second Ctrl-C out of impatience would leave HAProxy behind, holding the port.
-    here = threading.current_thread() is threading.main_thread()
-    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM) if here}
+def _on_signals(handler: Any) -> Iterator[None]:
+    before = _handle_signals(handler)
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for one, old in before.items():
+            signal.signal(one, old)

@@ -45,7 +45,9 @@ class Settings(BaseModel):
     ] = 0.0
     max_ongoing: Annotated[int, Field(ge=1, description="Requests a replica accepts at a time.")] = 64
     max_queued: Annotated[int, Field(ge=1, description="Requests that may wait; more get 429 with Retry-After.")] = 128
-    request_timeout_s: Annotated[float, Field(gt=0, description="A request that takes longer is ended.")] = 2.0
+    request_timeout_s: Annotated[float, Field(gt=0, description="Seconds; a request that takes longer is ended.")] = (
+        10.0
+    )
     max_body_bytes: Annotated[int, Field(ge=1024, description="Larger request bodies get 413.")] = 1 << 20
     poll_s: Annotated[float, Field(gt=0, le=10, description="How often a replica looks for changes of others.")] = 0.05
     trend_s: Annotated[float, Field(gt=0, description="How often demand is counted anew.")] = 15.0

@@ -209,3 +209,29 @@ def test_from_data_to_a_release(tmp_path: Path) -> None:
         assert "overridden:" in out
         assert current_release(releases) != name
     assert manifest.is_file()
+
+
+def test_the_demo_gives_the_service_everything(tmp_path: Path) -> None:
+    from serving.store import Store
+    from training.sources import read
+
+    data = read(habits.write(tmp_path / "data"))
+    said: list[float] = []
+    bespoke._fill_store(tmp_path / "store.db", data, lambda text, share: said.append(share))
+    with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
+        assert store.catalogue.count() == 120
+        assert store.events.count("u000") == len(habits.history(0))
+    assert all(0.0 <= share < 1.0 for share in said)
+
+
+def test_the_demo_is_made_once_for_the_same_options(tmp_path: Path) -> None:
+    asked = {"data_dir": None, "recipe": "default", "items": 2000, "users": 1000}
+    assert not bespoke._is_made(tmp_path, asked)
+    (tmp_path / "demo.json").write_text(json.dumps(asked))
+    assert bespoke._is_made(tmp_path, asked)
+    assert not bespoke._is_made(tmp_path, asked | {"items": 3000})
+    (tmp_path / "mine.txt").touch()
+    for name in ("data", "run", "releases"):
+        (tmp_path / name).mkdir()
+    bespoke._clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -358,3 +358,30 @@ def test_user_attributes_reach_the_rules(engine: Engine) -> None:
     items = {"attribute": "categories", "op": "contains", "value": "group-0"}
     rule(engine, "young", {"type": "exclude"}, when=when, items=items)
     assert "g0" not in groups(ask(engine, k=100))
+
+
+def test_without_the_ranking_deployment_the_retrieval_order_stands(engine: Engine) -> None:
+    do(engine, "g2-3")
+    fused = ask(engine)
+
+    async def near(section: str, payload: bytes) -> bytes:
+        if section == "ranking":
+            raise ConnectionError("gone")
+        return engine.run_section(section, payload)  # type: ignore[arg-type]
+
+    engine.sections = {section: (lambda payload, section=section: near(section, payload)) for section in SECTIONS}
+    answer = ask(engine)
+    assert answer.degraded == ("ranker",)
+    assert ids(answer) == ids(fused)  # the world's ranker is untrained: it keeps the retrieval order
+
+
+@pytest.mark.parametrize("lost", ["retrieval", "rules"])
+def test_without_retrieval_or_rules_there_is_no_list(engine: Engine, lost: str) -> None:
+    async def near(section: str, payload: bytes) -> bytes:
+        if section == lost:
+            raise ConnectionError("gone")
+        return engine.run_section(section, payload)  # type: ignore[arg-type]
+
+    engine.sections = {section: (lambda payload, section=section: near(section, payload)) for section in SECTIONS}
+    with pytest.raises(Unavailable, match=lost):
+        ask(engine)

@@ -17,11 +17,12 @@ from embeddings.ranker import Ranker, RankerConfig
 from embeddings.schema import Item
 from embeddings.two_tower import TowerConfig
 from tests.histories import cycle, dataset
+from training.calibration import cross_calibration, platt
 from training.contenders import item_matrix
 from training.dataset import Dataset, leave_last_out
 from training.examples import ListMaker
 from training.metrics import expected_calibration_error, score
-from training.ranking import Learning, fit_ranker, held_out, listwise_loss, platt, predict, rerank
+from training.ranking import Learning, fit_ranker, held_out, listwise_loss, predict, rerank
 
 VIEW = {"view": EventKind(), "purchase": EventKind()}
 CONFIG = RankerConfig(objectives=("view",), hidden=(8,), candidates=20, history=8, dropout=0.0)
@@ -208,3 +209,17 @@ def test_few_lists_are_chosen_by_name() -> None:
     targets = leave_last_out(data).validation
     fitted = fit_ranker(maker_for(data), targets, learning=Learning(epochs=1, max_lists=20))
     assert fitted.report.lists + fitted.report.held_out == 20
+
+
+def test_calibration_is_measured_where_it_was_not_learned() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(300, 20))
+    real = rng.random((300, 20)) < 0.9
+    chance = 1 / (1 + np.exp(-(logits - 2.0)))
+    labels = rng.random((300, 20)) < chance
+    found = cross_calibration(logits, labels, real)
+    assert found["rate"] == pytest.approx(labels[real].mean())
+    assert found["ece"] < 0.03
+    assert found["log_loss"] == pytest.approx(-np.log(np.where(labels, chance, 1 - chance))[real].mean(), abs=0.01)
+    logits[~real] = np.nan  # what no candidate holds is not looked at
+    assert cross_calibration(logits, labels, real) == found

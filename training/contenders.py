@@ -18,11 +18,12 @@ from embeddings.ids import UNKNOWN
 from embeddings.ranker import Ranker
 from embeddings.two_tower import TwoTower
 from training.baselines import EASE, ItemKNN, Popularity
+from training.calibration import CALIBRATION_BINS
 from training.dataset import Dataset, Split, Targets
 from training.examples import ListMaker, outcomes
 from training.metrics import expected_calibration_error
 from training.queries import encode_queries, rank_all, seen_items
-from training.ranking import CALIBRATION_BINS, predict, rerank
+from training.ranking import predict, rerank
 
 
 def item_matrix(data: Dataset, towers: TwoTower) -> Floats:

@@ -20,28 +20,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.optimize import minimize
-from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embeddings.features import Floats, Ints
 from embeddings.ids import UNKNOWN, bucket
 from embeddings.ranker import Ranker, RankerConfig
+from training.calibration import cross_calibration, platt
 from training.dataset import Dataset, Mask, Targets
 from training.examples import ListMaker, Lists, outcomes
-from training.metrics import expected_calibration_error, log_loss, score
+from training.metrics import score
 
 log = logging.getLogger(__name__)
 
 HELD_OUT_OF = 5
 """One person in five is held out."""
-
-CALIBRATION_BINS = 100
-"""A candidate in two hundred is the right one: ten bins would put nearly all of them into the first."""
 
 
 class Learning(BaseModel):
@@ -209,7 +204,7 @@ class _Fit:
             best_epoch=best_epoch,
             retrieval=retrieval,
             ranker=found,
-            calibration=self._cross_calibrated(),
+            calibration=self._measured_calibration(),
             left_out=self.left_out,
             note=note,
         )
@@ -222,23 +217,12 @@ class _Fit:
             return "no epoch was better on held-out people"
         return f"none of its objectives ({', '.join(self.ranker.config.objectives)}) ever followed a list"
 
-    def _cross_calibrated(self) -> dict[str, dict[str, float]]:
-        """Calibration measured honestly: each half of the held-out lists with the scaling learned on the other half."""
-        names = self.ranker.config.objectives
+    def _measured_calibration(self) -> dict[str, dict[str, float]]:
         real, logits = self.judged.rows != UNKNOWN, predict(self.ranker, self.judged, self.matrix).numpy()
-        half = np.arange(len(self.judged)) % 2 == 0
-        found: dict[str, dict[str, float]] = {}
-        for at, name in enumerate(names if len(self.judged) >= 2 else ()):
-            predicted, labels = [], []
-            for own in (half, ~half):
-                other = real & ~own[:, None]
-                slope, offset = platt(logits[..., at][other], self.answers[..., at][other])
-                predicted.append(expit(slope * logits[own][..., at][real[own]] + offset))
-                labels.append(self.answers[own][..., at][real[own]])
-            p, y = np.concatenate(predicted), np.concatenate(labels)
-            error = expected_calibration_error(p, y, bins=CALIBRATION_BINS)
-            found[name] = {"ece": error, "log_loss": log_loss(p, y), "rate": float(y.mean())}
-        return found
+        return {
+            name: cross_calibration(logits[..., at], self.answers[..., at], real)
+            for at, name in enumerate(self.ranker.config.objectives if len(self.judged) > 1 else ())
+        }
 
     def _calibrate(self, lists: Lists, labels: Mask) -> None:
         real, logits = lists.rows != UNKNOWN, predict(self.ranker, lists, self.matrix).numpy()
@@ -259,30 +243,6 @@ def listwise_loss(logits_BKO: Tensor, labels_BKO: Tensor, real_BK: Tensor, *, po
     single_BKO = F.binary_cross_entropy_with_logits(logits_BKO, positive_BKO, reduction="none") * real_BK[..., None]
     lists_with = labels_BKO.any(1).sum().clamp(min=1)
     return -(spread_BKO * share_BKO).sum() / lists_with + pointwise * single_BKO.sum(1).mean()
-
-
-def platt(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[float, float]:
-    """Slope and offset that make sigmoid(slope * logit + offset) a probability (Platt, 1999, with his smoothed labels).
-
-    The slope stays positive, so no order changes. Labels that are all alike, or missing, leave the slope at 1.
-    """
-    x, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    positives, negatives = float(y.sum()), float(len(y) - y.sum())
-    if not positives or not negatives:
-        rate = (positives + 1.0) / (len(y) + 2.0)
-        return 1.0, float(math.log(rate / (1.0 - rate)) - (x.mean() if len(x) else 0.0))
-    smooth = np.where(y > 0, (positives + 1.0) / (positives + 2.0), 1.0 / (negatives + 2.0))
-
-    def cost(parameters: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        slope = math.exp(parameters[0])
-        z = slope * x + parameters[1]
-        residual = expit(z) - smooth
-        value = float((np.logaddexp(0.0, z) - smooth * z).mean())
-        return value, np.array([(residual * x).mean() * slope, residual.mean()])
-
-    start = np.array([0.0, math.log(positives / negatives) - x.mean()])
-    found = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=[(-3.0, 3.0), (None, None)])
-    return float(math.exp(found.x[0])), float(found.x[1])
 
 
 def _learnable(config: RankerConfig, labels: Mask) -> tuple[RankerConfig, Mask]:

@@ -97,8 +97,11 @@ class Engine:
             return await self._in_pool(self._fused, query, snapshot)
         work = await self._in_pool(self._begin, query, snapshot)
         for _ in range(REFILLS):
+            # What travels is read again only at the end: each deployment answers in the form the next one takes.
+            payload = work.to_wire([self._revision, snapshot.policy.version])
             for section in SECTIONS:
-                work = await self._remote(section, work)
+                payload = await self._remote(self.sections[section], section, payload)
+            work = Work.from_wire(payload, snapshot)
             if len(work.slate) >= query.k or work.exhausted:
                 break
             work.again()
@@ -146,20 +149,17 @@ class Engine:
             work.degrade("profile")
         return work
 
-    async def _remote(self, section: Section, work: Work) -> Work:
+    async def _remote(self, call: Call, section: Section, payload: bytes) -> bytes:
         """Ask the deployment of a section; without ranking the retrieval order stands, without others there is no list."""
-        assert self.sections is not None
         try:
-            reply = await self.sections[section](work.to_wire([self._revision, work.snapshot.policy.version]))
+            return await call(payload)
         except BespokeError:
             raise
         except Exception as error:
             if section != "ranking":
                 raise Unavailable(f"the {section} deployment did not answer") from error
             logger.exception("the ranking deployment did not answer; keeping the retrieval order")
-            work.degrade("ranker")
-            return work
-        return Work.from_wire(reply, work.snapshot)
+            return Work.degraded_wire(payload, "ranker")
 
     def _answer(self, work: Work) -> Answer:
         query, catalogue = work.query, work.catalogue

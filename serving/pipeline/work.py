@@ -188,6 +188,13 @@ class Work:
             option=orjson.OPT_SERIALIZE_NUMPY,
         )
 
+    @staticmethod
+    def degraded_wire(payload: bytes, stage: str) -> bytes:
+        """The same request, noted to have done without a stage."""
+        raw = orjson.loads(payload)
+        raw["degraded"].append(stage)
+        return orjson.dumps(raw)
+
     @classmethod
     def from_wire(cls, payload: bytes, snapshot: Snapshot) -> Work:
         """Take up the request where the other deployment left it; items this replica does not have are left out."""
