@@ -10,6 +10,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +41,6 @@ EXTRAS = {"training": "train", "serving": "serve"}
 """What a package's commands need beyond the plain installation."""
 
 DEMO_RECIPES = {"shop": "default", "movielens": "movielens"}
-CHUNK = 5_000
 
 
 class Deferred(typer.core.TyperCommand):
@@ -184,23 +184,26 @@ def _data(home: Path, dataset: str, asked: dict[str, Any]) -> Path:
         return get("movielens-small", home / "download")
     from training.shop import Shop
 
-    return Shop(items=asked["items"], users=asked["users"]).write(home / "data")
+    # The shop's last day is today, so that there are trends and new arrivals to be seen.
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return Shop(items=asked["items"], users=asked["users"], end=today).write(home / "data")
 
 
 def _fill_store(path: Path, data: Data, say: Callable[[str, float], None]) -> None:
     """Give the service the catalogue, the people and the events that the model was trained on."""
-    from embeddings.schema import Event, Item, User, from_table
     from serving.store import Store
+    from serving.store.load import load_tables
+
+    rows = data.items.num_rows + data.users.num_rows + data.events.num_rows
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        say("loading the store", done / rows)
 
     with Store.open(f"sqlite:///{path}") as store:
-        for table, kind, write in (
-            (data.items, Item, store.catalogue.upsert),
-            (data.users, User, store.profiles.upsert),
-            (data.events, Event, store.events.append),
-        ):
-            for start in range(0, table.num_rows, CHUNK):
-                say(f"loading {kind.__name__.lower()}s into the store", start / table.num_rows)
-                write(from_table(table.slice(start, CHUNK), kind))
+        load_tables(store, items=data.items, users=data.users, events=data.events, progress=progress)
 
 
 def main() -> None:

@@ -21,6 +21,9 @@ from embeddings.errors import InputError, NotFound, unknown_name
 from embeddings.features import Floats, item_tokens
 from embeddings.ids import UNKNOWN, Rows
 
+CANDIDATES = 200
+"""How many rows are looked at for a list; one longer than half of it looks at more."""
+
 OVERFETCH = 4
 """An index of dot products favours long vectors; a fourfold search put in order by cosine corrects that."""
 
@@ -60,14 +63,16 @@ def open_current(releases: Path | str) -> Bundle:
 def neighbours(bundle: Bundle, item_id: str, k: int = 10) -> pd.DataFrame:
     """The k items most like one item: columns item_id, title, categories, cosine."""
     row = _row(bundle, item_id)
+    others = np.ones(len(bundle.ids), dtype=bool)
+    others[row] = False
     cosines, rows = nearest_by_cosine(
         bundle.matrix[[row]],
-        k + 1,
-        search=lambda queries, count: bundle.index.search(queries, count)[1],
+        max(CANDIDATES, 2 * k),
+        search=lambda queries, count: bundle.index.search(queries, count, allowed=others)[1],
         vectors=lambda found: bundle.matrix[found],
     )
     kept = [(int(found), float(cosine)) for found, cosine in zip(rows[0], cosines[0], strict=True) if found >= 0]
-    return _frame(bundle, [pair for pair in kept if pair[0] != row][:k])
+    return _frame(bundle, kept[:k])
 
 
 def project(vectors: Floats, *, method: Literal["umap", "pca"] = "umap", seed: int = 0) -> Floats:

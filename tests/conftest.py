@@ -59,8 +59,8 @@ def world_items() -> list[Item]:
             price=float(place + 1),
             created_at=NOW - timedelta(days=100 + place),
         )
-        for group in range(GROUPS)
         for place in range(PER_GROUP)
+        for group in range(GROUPS)
     ]
 
 
@@ -79,7 +79,7 @@ def write_world(releases: Path, name: str = "world-1", *, with_ranker: bool = Tr
         for row, item in enumerate(items):
             group = int(item.item_id[1])
             towers.items.ids.weight[row + 1, 2 * group] = 1.0
-            towers.items.ids.weight[row + 1, 2 * group + 1] = 0.5 - row % PER_GROUP / 100
+            towers.items.ids.weight[row + 1, 2 * group + 1] = 0.5 - row // GROUPS / 100
         for row, token in enumerate(spec.tokens):
             if token.startswith("categories=group-"):
                 towers.items.tokens.weight[row, 2 * int(token[-1])] = 0.5

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from embeddings.features import gap_buckets
-from tests.conftest import require
 from training.baselines import ItemKNN, Popularity
 from training.config import Config, Run
 from training.contenders import item_matrix, rank_baseline, rank_two_tower
@@ -39,7 +38,8 @@ def means(ranked: np.ndarray, targets: Targets) -> tuple[float, float]:
 
 def test_two_towers_beat_popularity_and_item_knn_on_real_ratings() -> None:
     folder = Path(os.environ.get("BESPOKE_TEST_DATA", "none")) / "ml-latest-small"
-    require(folder.is_dir(), "BESPOKE_TEST_DATA with ml-latest-small")
+    if not folder.is_dir():
+        pytest.skip("BESPOKE_TEST_DATA names no folder with ml-latest-small")
     config, tables = shortened("movielens", epochs=3), read(folder)
     data = load(tables.events, tables.items, event_types=config.event_types, min_count=config.features.min_count)
     split = leave_last_out(data)

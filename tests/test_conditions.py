@@ -133,6 +133,10 @@ def condition(attribute: str, op: str, value: Any) -> Condition:
 @given(raw=trees, segment=st.lists(items, max_size=8))
 @example(raw={"attribute": "tags", "op": "exists", "value": False}, segment=[])
 @example(raw={"attribute": "nowhere", "op": "ne", "value": 1}, segment=[Item(item_id="i1")])
+@example(  # one point and one interval together
+    raw={"attribute": "size", "op": "in", "value": [False, "2026-06-10"]},
+    segment=[Item(item_id="i1", attributes={"size": 0.0})],
+)
 def test_mask_agrees_with_row_by_row(raw: dict[str, Any], segment: list[Item]) -> None:
     tree = read(raw)
     expected = [tree.matches(row_of(item), now=NOW) for item in segment]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ import pytest
 from embeddings import explore
 from embeddings.bundle import Bundle
 from embeddings.errors import InputError, NotFound
+from serving.pipeline.engine import Engine
+from serving.pipeline.query import Query
+from serving.settings import Settings
 from tests.conftest import GROUPS, PER_GROUP, write_world
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "explore_embeddings.ipynb"
@@ -32,7 +37,7 @@ def test_neighbours_are_of_the_same_group_and_not_the_item_itself(bundle: Bundle
 def test_clusters_find_the_groups_and_their_names(bundle: Bundle) -> None:
     labels, names = explore.clusters(bundle, GROUPS)
     for group in range(GROUPS):
-        assert len(set(labels[group * PER_GROUP : (group + 1) * PER_GROUP])) == 1
+        assert len({labels[bundle.ids.row(f"g{group}-{place}")] for place in range(PER_GROUP)}) == 1
     assert {name.split(" · ")[0] for name in names} == {f"group-{group}" for group in range(GROUPS)}
 
 
@@ -63,6 +68,16 @@ def test_errors_say_what_is_known(bundle: Bundle, tmp_path: Path) -> None:
         explore.open_current(tmp_path / "nothing")
     with pytest.raises(InputError, match="at least 3"):
         explore.project(np.zeros((2, 4), dtype=np.float32))
+
+
+def test_the_notebook_and_the_service_agree_on_neighbours(bundle: Bundle, releases: Path, tmp_path: Path) -> None:
+    engine = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 'store.db'}"))
+    engine.start()
+    for item_id in ("g0-0", "g1-7", "g3-24"):
+        query = Query(k=20, now=datetime.now(UTC), similar_to=item_id)
+        served = [one.item_id for one in asyncio.run(engine.recommend(query)).items]
+        assert served == list(explore.neighbours(bundle, item_id, 20)["item_id"])
+    engine.stop()
 
 
 @pytest.mark.slow

@@ -20,8 +20,16 @@ class RetrievalScore(Scorer):
     section = "retrieval"
 
     def score(self, work: Work) -> Floats:
-        """Positive scores: exp(dot - best dot) is a candidate's share of the softmax the towers were trained with."""
-        if not work.query.personalized and work.query.similar_to is None:
+        """Positive scores: exp(dot - best dot) is a candidate's share of the softmax the towers were trained with.
+
+        Items like an item stand by their cosine instead, moved to 0..1.
+        """
+        if work.query.similar_to is not None:
+            length = np.linalg.norm(work.catalogue.vectors(work.candidates.rows), axis=1)
+            length = np.maximum(length * np.linalg.norm(work.user_vector), 1e-9)
+            cosine: Floats = work.candidates.retrieval / length
+            return (1.0 + cosine) / 2.0
+        if not work.query.personalized:
             demand = work.snapshot.trend[work.candidates.rows]
             return (demand / max(float(demand.max(initial=0.0)), 1e-9)).astype(np.float32)
         retrieval = work.candidates.retrieval

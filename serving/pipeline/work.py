@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from embeddings.explore import CANDIDATES
 from embeddings.features import Floats
 from embeddings.ids import Rows
 from serving.pipeline.candidates import Candidates, Mask
@@ -20,9 +21,6 @@ from serving.pipeline.snapshot import Rules, Snapshot
 from serving.policy.compiled import facts
 from serving.policy.placements import Placement
 from serving.store.profiles import HistoryEvent, Profile
-
-CANDIDATES = 200
-"""How many rows the retriever is asked for; a list longer than half of it asks for more."""
 
 NOBODY = Profile(user_id="", attributes={}, history=[], events=0, last_seen=None)
 

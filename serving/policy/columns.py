@@ -179,9 +179,8 @@ class _Part:
         points = [point for point in selection.points if type(point) is self.kind]
         found = self._codes_of(points)
         ranges = [self._range(span) for span in selection.spans if span.kind is self.kind]
-        ranges += [(int(code), int(code) + 1) for code in found] if len(found) + len(ranges) == 1 else []
-        if len(ranges) == 1:
-            low, high = ranges[0]
+        if len(found) + len(ranges) == 1:
+            low, high = ranges[0] if ranges else (int(found[0]), int(found[0]) + 1)
             return self._rows((self.codes >= low) & (self.codes < high))
         table = np.zeros(len(self.vocabulary) + 1, dtype=np.bool_)  # code -1 reads the last entry: False
         table[found] = True

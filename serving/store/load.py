@@ -11,7 +11,7 @@ from embeddings.ids import stable_hash
 from embeddings.schema import Event, Item, Row, User, from_table
 from serving.store import Store
 
-ROWS_AT_ONCE = 1_000
+ROWS_AT_ONCE = 5_000
 
 Progress = Callable[[int], None]
 
