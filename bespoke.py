@@ -108,7 +108,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("var/demo"),
     recipe: Annotated[str | None, typer.Option(help="Recipe; the data set's own if left out.")] = None,
     items: Annotated[int, typer.Option(help="Items of the shop.")] = 2000,
-    users: Annotated[int, typer.Option(help="Shoppers.")] = 1000,
+    users: Annotated[int, typer.Option(help="Shoppers.")] = 2000,
     port: Annotated[int, typer.Option(help="Port to serve on.")] = 8000,
     again: Annotated[bool, typer.Option("--again", help="Begin anew, even if nothing has changed.")] = False,
     no_serve: Annotated[bool, typer.Option("--no-serve", help="End when everything is ready to serve.")] = False,

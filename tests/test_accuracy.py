@@ -5,21 +5,27 @@ The figures to report come from whole trainings; these are floors that a broken 
 
 from __future__ import annotations
 
+import asyncio
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from embeddings.features import gap_buckets
+from embeddings.schema import Event
+from serving.pipeline.engine import Engine
+from serving.pipeline.query import Query
+from serving.settings import Settings
 from training.baselines import ItemKNN, Popularity
 from training.config import Config, Run
 from training.contenders import item_matrix, rank_baseline, rank_two_tower
 from training.dataset import Targets, leave_last_out, load
-from training.loop import rank_all, train
+from training.loop import train
 from training.metrics import score
+from training.publish import publish
 from training.recipes import load_recipe
+from training.runs import Source, train_run
 from training.shop import Shop
 from training.sources.reading import read
 
@@ -52,31 +58,21 @@ def test_two_towers_beat_popularity_and_item_knn_on_real_ratings() -> None:
         assert ours[1] > 1.1 * theirs[1], (model.name, ours, theirs)
 
 
-def test_three_views_of_one_taste_bring_a_list_of_that_taste() -> None:
-    shop, config = Shop(items=1000, users=800, seed=0), shortened("default", epochs=6)
-    tables, features = shop.tables(60), config.features
-    data = load(
-        tables.events,
-        tables.items,
-        tables.users,
-        event_types=config.event_types,
-        min_count=features.min_count,
-        text_buckets=features.text_buckets,
-        context_buckets=features.context_buckets,
-    )
-    towers = train(data, leave_last_out(data), config, Run(device="cpu")).towers
-    matrix, tastes = item_matrix(data, towers), shop.taste_of(data.items.all)
-    now, rng, found = float(data.times.max()), np.random.default_rng(0), []
+def test_three_views_of_one_taste_bring_a_list_of_that_taste(tmp_path: Path) -> None:
+    """The whole way: a shop is learned and published, a newcomer's views go through the store, the engine answers."""
+    shop, config = Shop(items=1000, users=1600, seed=0), shortened("default", epochs=6)
+    run = train_run(tmp_path / "run", Source(path=shop.write(tmp_path / "shop", days=60)), config, Run(device="cpu"))
+    publish(run, tmp_path / "releases", force=True)
+    ids = np.array(run.data.items.all)
+    tastes = dict(zip(ids.tolist(), np.asarray(shop.taste_of(ids.tolist())).tolist(), strict=True))
+    engine = Engine(Settings(releases=tmp_path / "releases", store=f"sqlite:///{tmp_path / 'store.db'}"))
+    engine.start()
+    rng, found = np.random.default_rng(0), []
     for taste in range(shop.tastes):
-        viewed = rng.choice(np.flatnonzero(tastes == taste), 3, replace=False)
-        times = now + np.array([0.0, 30.0, 60.0])
-        context = torch.tensor([data.spec.context_tokens({}, {}, now + 61, now + 60)])
-        with torch.inference_mode():
-            states = towers.users(
-                torch.from_numpy(matrix[viewed])[None],
-                torch.full((1, 3), data.spec.event_row("view")),
-                torch.from_numpy(gap_buckets(times))[None],
-            )
-            query = towers.users.query(states[:, -1], context).numpy()
-        found.append(int((tastes[rank_all(query, matrix, [viewed], 10)[0]] == taste).sum()))
+        newcomer, now = f"newcomer-{taste}", datetime.now(UTC)
+        for item_id in rng.choice([name for name in ids if tastes[name] == taste], 3, replace=False):
+            engine.store.events.append([Event(user_id=newcomer, item_id=str(item_id), timestamp=now)])
+        answer = asyncio.run(engine.recommend(Query(k=10, now=datetime.now(UTC), user_id=newcomer)))
+        found.append(sum(tastes[one.item_id] == taste for one in answer.items))
+    engine.stop()
     assert min(found) >= 7, found
