@@ -221,7 +221,8 @@ def test_the_demo_gives_the_service_everything(tmp_path: Path) -> None:
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
         assert store.catalogue.count() == 120
         assert store.events.count("u000") == len(habits.history(0))
-    assert all(0.0 <= share < 1.0 for share in said)
+    assert said == sorted(said)
+    assert said[-1] == 1.0
 
 
 def test_the_demo_is_made_once_for_the_same_options(tmp_path: Path) -> None:
