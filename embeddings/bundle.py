@@ -36,6 +36,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 
+from embeddings.durable import flush, put
 from embeddings.errors import BundleError, NotFound
 from embeddings.features import FeatureSpec, Floats, Ints, gap_buckets
 from embeddings.ids import IdMap
@@ -208,9 +209,9 @@ def write_bundle(
         )
         (unfinished / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         for path in unfinished.iterdir():
-            _sync(path)
+            flush(path)
         unfinished.rename(folder)
-        _sync(releases)
+        flush(releases)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -286,11 +287,7 @@ def current_release(releases: Path) -> str | None:
 def point_to(releases: Path, name: str) -> None:
     """Make a release the current one: one atomic rename. Raises if it is not a release."""
     read_manifest(releases / name)
-    pointer = releases / f".{CURRENT}-{os.getpid()}"
-    pointer.write_text(name + "\n", encoding="utf-8")
-    _sync(pointer)
-    pointer.replace(releases / CURRENT)
-    _sync(releases)
+    put(releases / CURRENT, lambda pointer: pointer.write_text(name + "\n", encoding="utf-8"))
 
 
 def list_releases(releases: Path) -> list[str]:
@@ -335,14 +332,6 @@ def _require_finite(what: str, array: npt.NDArray[Any]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _versions() -> dict[str, str]:

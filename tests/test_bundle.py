@@ -255,7 +255,7 @@ def test_the_pointer_stays_where_it_was_when_it_cannot_move(tmp_path: Path, monk
     def fails(self: Path, target: Path) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "replace", fails)
+    monkeypatch.setattr("embeddings.durable.os.replace", fails)
     with pytest.raises(OSError, match="no space"):
         point_to(tmp_path, "two")
     assert current_release(tmp_path) == "one"

@@ -57,7 +57,7 @@ def test_a_write_that_fails_says_so_and_leaves_nothing_behind(tmp_path: Path, mo
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.checkpoint._sync", full)
+    monkeypatch.setattr("embeddings.durable.flush", full)
     with pytest.raises(TrainingError, match="No space left"):
         save_checkpoint(tmp_path, example())
     assert [path.name for path in tmp_path.iterdir()] == [FILE]

@@ -7,7 +7,6 @@ It holds no pickle. A checkpoint belongs to one configuration, one data set and 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from embeddings.durable import put
 from embeddings.errors import TrainingError
 
 FILE = "checkpoint.safetensors"
@@ -43,14 +43,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "identity": checkpoint.identity, "state": checkpoint.state}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
-    unfinished = folder / f".{FILE}-{os.getpid()}"
     try:
-        save_file(tensors, unfinished, metadata={"bespoke": json.dumps(header)})
-        _sync(unfinished)
-        unfinished.replace(folder / FILE)
-        _sync(folder)
+        put(folder / FILE, lambda path: save_file(tensors, path, metadata={"bespoke": json.dumps(header)}))
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise TrainingError(f"the checkpoint in {folder} could not be written: {error}") from error
 
 
@@ -100,11 +95,3 @@ def _first_difference(theirs: Any, ours: Any, path: str = "") -> str:
                 return found
         return ""
     return "" if theirs == ours else f"{path} was {theirs}, now it is {ours}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlalchemy import ColumnElement, literal_column, select
 
+from embeddings.durable import put
 from embeddings.errors import Conflict, DataError, StoreError
 from embeddings.schema import EVENTS, ITEMS, USERS, Item, User, to_table
 from serving.store import Store
@@ -232,21 +233,8 @@ def _sweep(folder: Path, known: set[str]) -> None:
 
 
 def _put(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place, flush it to the disk and rename it: it is there whole, or not at all."""
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    put(path, write)
 
 
 @contextmanager
