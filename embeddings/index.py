@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.durable import put
 from embeddings.errors import BundleError, InputError, unknown_name
 from embeddings.ids import UNKNOWN, Rows
 
@@ -317,14 +318,13 @@ class VectorIndex:
         """
         about = {name: getattr(self, name) for name in ABOUT - {"rows"}} | {"rows": len(self)}
         text = json.dumps(about, sort_keys=True).encode()
-        target = Path(path)
-        unfinished = target.with_name(target.name + ".unfinished")
-        faiss.write_index(self._index, str(unfinished))
-        with unfinished.open("ab") as file:
-            file.write(text + FOOTER.pack(len(text), MAGIC))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(target)
+
+        def write(unfinished: Path) -> None:
+            faiss.write_index(self._index, str(unfinished))
+            with unfinished.open("ab") as file:
+                file.write(text + FOOTER.pack(len(text), MAGIC))
+
+        put(Path(path), write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], matrix: Floats | None = None) -> Self:

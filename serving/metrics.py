@@ -38,9 +38,6 @@ STAGE = Histogram(
 DEGRADED = Counter("bespoke_degraded_total", "Answers that had to do without a stage.", ["stage"], registry=REGISTRY)
 EVENTS = Counter("bespoke_events_total", "Events by outcome.", ["outcome"], registry=REGISTRY)
 ITEMS = Gauge("bespoke_items", "Items of the catalogue in service.", registry=REGISTRY, multiprocess_mode="mostrecent")
-READY = Gauge(
-    "bespoke_ready_replicas", "Replicas with a release in service.", registry=REGISTRY, multiprocess_mode="livesum"
-)
 
 
 def exposition() -> tuple[bytes, str]:

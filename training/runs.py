@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from embeddings.bundle import build_towers
+from embeddings.durable import put
 from embeddings.errors import DataError, InputError, NotFound
 from embeddings.ranker import Ranker, RankerConfig
 from embeddings.two_tower import TwoTower
@@ -260,9 +260,8 @@ def _plain(report: Report) -> dict[str, Any]:
 
 
 def _save(module: torch.nn.Module, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in module.state_dict().items()}, unfinished)
-    unfinished.replace(path)
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in module.state_dict().items()}
+    put(path, lambda unfinished: save_file(weights, unfinished))
 
 
 def _load(module: torch.nn.Module, path: Path) -> None:
@@ -274,6 +273,4 @@ def _load(module: torch.nn.Module, path: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    put(path, lambda unfinished: unfinished.write_text(text + "\n", encoding="utf-8"))

@@ -101,18 +101,19 @@ class Engine:
             payload = work.to_wire([self._revision, snapshot.policy.version])
             for section in SECTIONS:
                 payload = await self._remote(self.sections[section], section, payload)
-            work = Work.from_wire(payload, snapshot)
-            if len(work.slate) >= query.k or work.exhausted:
+            work = Work.from_wire(orjson.loads(payload), snapshot)
+            if work.complete:
                 break
             work.again()
         return self._answer(work)
 
     def run_section(self, section: Section, payload: bytes) -> bytes:
         """Run one section of a request that another deployment began (the far side of the chained topology)."""
-        needs = orjson.loads(payload)["needs"]
+        raw = orjson.loads(payload)
+        needs = raw["needs"]
         if self._revision < needs[0] or self.snapshot.policy.version < needs[1]:
             self.refresh()
-        work = Work.from_wire(payload, self.snapshot)
+        work = Work.from_wire(raw, self.snapshot)
         run_section(section, work)
         return work.to_wire(needs)
 
@@ -130,7 +131,7 @@ class Engine:
         for _ in range(REFILLS):
             for section in SECTIONS:
                 run_section(section, work)
-            if len(work.slate) >= query.k or work.exhausted:
+            if work.complete:
                 break
             work.again()
         return self._answer(work)

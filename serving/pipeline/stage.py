@@ -129,7 +129,6 @@ class Filter(Stage):
         if before is None:
             return {}
         gone = np.flatnonzero(before & ~work.allowed)
-        work.removed.update(dict.fromkeys(gone.tolist(), self.name))
         return {"removed": self._named(work, gone)}
 
     def _named(self, work: Work, gone: Rows) -> list[dict[str, str]]:

@@ -46,7 +46,6 @@ class Work:
         self.candidates = Candidates.empty()
         self.slate: list[Place] = []
         self.effects: dict[int, list[Reason]] = {}
-        self.removed: dict[int, str] = {}
         self.trace: list[dict[str, object]] = []
         self.degraded: list[str] = []
         self.milliseconds: dict[str, float] = {}
@@ -106,12 +105,17 @@ class Work:
             ),
         )
 
+    @property
+    def complete(self) -> bool:
+        """Whether the slate is as long as asked, or as long as it can be."""
+        return len(self.slate) >= self.query.k or self.exhausted
+
     def again(self) -> None:
         """Start over with a fourfold search: late rules left the list short, and there is more to be had."""
         self.wanted *= 4
         self.allowed = ~self.catalogue.retired_rows
         self.candidates = Candidates.empty()
-        self.slate, self.effects, self.removed, self.trace = [], {}, {}, []
+        self.slate, self.effects, self.trace = [], {}, []
 
     def relevance(self, rows: Rows) -> Floats:
         """Retrieval scores of rows: their dot product with the query vector."""
@@ -194,9 +198,11 @@ class Work:
         return orjson.dumps(raw)
 
     @classmethod
-    def from_wire(cls, payload: bytes, snapshot: Snapshot) -> Work:
-        """Take up the request where the other deployment left it; items this replica does not have are left out."""
-        raw = orjson.loads(payload)
+    def from_wire(cls, raw: Mapping[str, Any], snapshot: Snapshot) -> Work:
+        """Take up the request where the other deployment left it; items this replica does not have are left out.
+
+        `raw` is the decoded form of what `to_wire` made.
+        """
         query = Query(**raw["query"] | {"now": datetime.fromisoformat(raw["query"]["now"]).astimezone(UTC)})
         user_id, attributes, events, last_seen, history = raw["profile"]
         profile = Profile(
