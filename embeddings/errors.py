@@ -4,13 +4,16 @@
     ├── InputError            the caller's mistake: names the field, says what is allowed
     │   ├── NotFound          an id, a release or a document that is not there
     │   ├── Conflict          it exists already, or in another state than the caller believes
+    │   ├── Expired           it was there, and its time is over
     │   └── ConfigError       a recipe, a setting or a command-line option
     ├── DataError             a file that is not what its name says, or too many bad rows
     ├── BundleError           a corrupt, foreign, truncated or unfinished model release
     ├── TrainingError         a non-finite loss, a checkpoint of another run, a missing device
     ├── GateError             publishing refused: the measured reasons
     ├── StoreError            the database cannot be reached or refused to write
+    │   └── Damaged           a stored record is not what was written
     └── Unavailable           a port is taken, a deployment is gone, no model is loaded
+        └── Overloaded        more work waits than can be done in time
 
 `code` is the stable name of the error in the HTTP answer `{"error": {"code", "message", "field"}}`; `status` is the
 HTTP status it becomes there.
@@ -52,6 +55,13 @@ class Conflict(InputError):
 
     code = "conflict"
     status = 409
+
+
+class Expired(InputError):
+    """Something the caller was given is not good any more."""
+
+    code = "expired"
+    status = 410
 
 
 class ConfigError(InputError):
@@ -98,11 +108,25 @@ class StoreError(BespokeError):
     status = 503
 
 
+class Damaged(StoreError):
+    """A stored record is not what was written; asking again will not help."""
+
+    code = "record_damaged"
+    status = 500
+
+
 class Unavailable(BespokeError):
     """A resource the service needs is not there right now."""
 
     code = "unavailable"
     status = 503
+
+
+class Overloaded(Unavailable):
+    """More work waits than can be done in time; nothing was done, and soon there will be room."""
+
+    code = "overloaded"
+    status = 429
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, field: str | None = None) -> InputError:

@@ -75,14 +75,27 @@ def neighbours(bundle: Bundle, item_id: str, k: int = 10) -> pd.DataFrame:
     return _frame(bundle, kept[:k])
 
 
-def project(vectors: Floats, *, method: Literal["umap", "pca"] = "umap", seed: int = 0) -> Floats:
-    """Points [n, 2] of vectors [n, D] for a map: UMAP (McInnes et al., 2018) keeps neighbourhoods, PCA keeps distances."""
+Method = Literal["umap", "tsne", "pca"]
+
+
+def project(vectors: Floats, *, method: Method = "umap", seed: int = 0) -> Floats:
+    """Points [n, 2] of vectors [n, D] for a map.
+
+    UMAP (McInnes et al., 2018) and t-SNE (van der Maaten and Hinton, 2008) keep neighbourhoods, PCA keeps distances. UMAP
+    suits the larger maps, but compiles itself for up to a minute first.
+    """
     if len(vectors) < 3:
         raise InputError(f"a map needs at least 3 vectors, there are {len(vectors)}")
     centred = vectors - vectors.mean(0)
     if method == "pca":
         _, _, axes = np.linalg.svd(centred, full_matrices=False)
         return np.asarray(centred @ axes[:2].T, dtype=np.float32)
+    if method == "tsne":
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, (len(vectors) - 1) / 3)
+        reducer = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed, n_jobs=1)
+        return np.asarray(reducer.fit_transform(centred), dtype=np.float32)
     import umap
 
     neighbours_ = min(15, len(vectors) - 1)
@@ -105,7 +118,7 @@ def clusters(bundle: Bundle, count: int = 12, *, seed: int = 0) -> tuple[npt.NDA
     labels = means.index.search(vectors, 1)[1][:, 0].astype(np.int64)
     tokens = [item_tokens(item) for item in bundle.items]
     overall = Counter(token for bag in tokens for token in bag)
-    return labels, [_cluster_name(tokens, labels == label, overall) for label in range(means.k)]
+    return labels, [cluster_name(tokens, labels == label, overall) for label in range(means.k)]
 
 
 def cold_vectors(bundle: Bundle, item_ids: Sequence[str]) -> Floats:
@@ -190,7 +203,8 @@ def _frame(bundle: Bundle, found: Sequence[tuple[int, float]]) -> pd.DataFrame:
     )
 
 
-def _cluster_name(tokens: Sequence[Sequence[str]], inside: npt.NDArray[np.bool_], overall: Counter[str]) -> str:
+def cluster_name(tokens: Sequence[Sequence[str]], inside: npt.NDArray[np.bool_], overall: Counter[str]) -> str:
+    """A name for those who are inside [N], by the tokens that they have more often than all (`overall` counts them)."""
     members = np.flatnonzero(inside)
     if not len(members):
         return "empty"

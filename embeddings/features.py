@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from embeddings.errors import unknown_name
 from embeddings.ids import bucket
@@ -42,7 +42,7 @@ class EventKind(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weight: float = 1.0
+    weight: FiniteFloat = 1.0
     positive: bool = True
 
 
@@ -65,8 +65,8 @@ class NumericColumn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    mean: float
-    scale: float
+    mean: FiniteFloat
+    scale: FiniteFloat
     log: bool
 
 

@@ -1,8 +1,8 @@
 """The one vocabulary: events, items and users, as validated rows and as Arrow tables.
 
 Readers, the store, the HTTP service and the export all speak these three shapes. A row is a pydantic model (strict
-about what it accepts, clear about what it refuses); a table is the same columns in Arrow, with `attributes` and
-`context` as JSON text so that any typed attribute survives a round trip through Parquet.
+about what it accepts, clear about what it refuses); a table is the same columns in Arrow, with `attributes`, `consent`
+and `context` as JSON text so that any typed attribute survives a round trip through Parquet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import pyarrow as pa
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    StrictBool,
     StringConstraints,
     ValidationError,
     WithJsonSchema,
@@ -32,6 +33,9 @@ from embeddings.errors import InputError
 
 FUTURE_TOLERANCE_S = 86_400.0
 """A clock may be wrong by a day; a timestamp further ahead is refused."""
+
+ABOUT_CONTENT = "content:"
+"""How the `item_id` of an event begins that is about a content and no item; the content's id follows."""
 
 MAX_ATTRIBUTES = 64
 MAX_TEXT = 10_000
@@ -111,6 +115,19 @@ Moment = Annotated[datetime, AfterValidator(_not_in_the_future)]
 Attributes = Annotated[dict[Name, Attribute], Field(max_length=MAX_ATTRIBUTES)]
 
 
+Purpose = Literal["personalization", "analytics", "marketing"]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+Consent = Annotated[
+    dict[Purpose, StrictBool],
+    Field(description="What the person allows, by purpose; what they never spoke about is missing, and is allowed."),
+]
+
+
+def allows(consent: Mapping[Purpose, bool], purpose: Purpose) -> bool:
+    """Whether a person allows a purpose; who never said anything about it does."""
+    return consent.get(purpose, True)
+
+
 class Row(BaseModel):
     """Base of the three rows: immutable, and an unknown field is an error."""
 
@@ -160,10 +177,15 @@ class Item(Row):
 
 
 class User(Row):
-    """A person and what is known about them besides their events."""
+    """A person and what is known about them besides their events.
+
+    `consent` has what they said, by purpose. Where a person is written again, attributes are replaced, and a purpose that
+    is left out stays as it was: nobody withdraws a refusal by not repeating it.
+    """
 
     user_id: Id
     attributes: Attributes = {}
+    consent: Consent = {}
 
 
 ITEM_COLUMNS = frozenset({"item_id", "title", "description", "categories", "price", "created_at", "available"})
@@ -196,9 +218,30 @@ ITEMS = pa.schema(
         ("available", pa.bool_()),
     ]
 )
-USERS = pa.schema([("user_id", pa.string()), ("attributes", pa.string())])
+USERS = pa.schema([("user_id", pa.string()), ("attributes", pa.string()), ("consent", pa.string())])
+DECISIONS = pa.schema(
+    [
+        ("recommendation_id", pa.string()),
+        ("user_id", pa.string()),
+        ("at", TIME),
+        ("kind", pa.string()),
+        ("placement", pa.string()),
+        ("channel", pa.string()),
+        ("request", pa.string()),
+        ("items", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("propensities", pa.list_(pa.float64())),
+        ("sources", pa.list_(pa.list_(pa.string()))),
+        ("arms", pa.string()),
+        ("model_version", pa.string()),
+        ("policy_version", pa.int64()),
+        ("degraded", pa.list_(pa.string())),
+    ]
+)
+"""Answers that went out, as the service exports them; `request` and `arms` are JSON, lists have an entry for each place."""
+
 SCHEMAS: dict[type[Row], pa.Schema] = {Event: EVENTS, Item: ITEMS, User: USERS}
-JSON_COLUMNS = frozenset({"attributes", "context"})
+JSON_COLUMNS = frozenset({"attributes", "consent", "context"})
 
 
 def to_table(rows: Iterable[Row], kind: type[Row]) -> pa.Table:

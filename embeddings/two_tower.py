@@ -6,8 +6,8 @@ history as *item vectors*, with the kind and the time gap of every event, throug
 no user id embedding, so a new person and the last click count at once.
 
 Shape suffixes: B people, L events, T = L + 1 places (a learned start comes first), D dimensions, N items, C context
-tokens. Attention follows SASRec (Kang & McAuley, 2018), blocks are pre-norm with sigmoid-gated residuals (LiGR,
-Borisyuk et al., 2025).
+tokens. Attention follows SASRec (Kang & McAuley, 2018). Blocks are pre-norm with sigmoid-gated residuals (LiGR, Borisyuk
+et al., 2025), or mix attention with a low-pass filter over the whole history (BSARec, Shin et al., 2024).
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from torch.nn import functional as F
 
 from embeddings.features import GAP_BUCKETS, Floats, ItemFeatures
 
+SHORTEST = 1e-6
+"""Vectors shorter than this count as this long."""
+
 
 class TowerConfig(BaseModel):
     """Size and shape of both towers."""
@@ -29,6 +32,11 @@ class TowerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dim: int = Field(default=64, ge=4, le=1024, description="width of the shared space")
+    encoder: Literal["attention", "filtered", "pooled"] = Field(
+        default="attention",
+        description="how a history is read: in its order; in its order and smoothed, which trains one target at a time; or "
+        "as a set whose mean counts",
+    )
     layers: int = Field(default=2, ge=0, le=24)
     heads: int = Field(default=1, ge=1, le=32)
     feed_forward: int = Field(default=4, ge=1, le=8, description="width of the inner layer, in multiples of dim")
@@ -37,6 +45,18 @@ class TowerConfig(BaseModel):
     id_dropout: float = Field(default=0.1, ge=0.0, lt=1.0, description="share of items trained without their id")
     id_embedding: bool = True
     metric: Literal["dot", "cosine"] = "dot"
+    filter_share: float = Field(
+        default=0.7, ge=0.0, le=1.0, description="filtered: weight of the filter beside attention"
+    )
+    frequencies: int = Field(
+        default=3, ge=1, le=500, description="filtered: the lowest ones, which the filter lets pass"
+    )
+    length_power: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=2.0,
+        description="pooled: every item of a history is divided by its length to this power",
+    )
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> TowerConfig:
@@ -103,47 +123,103 @@ class ItemTensors:
         self.numbers = put(items.numbers)
 
 
-class Block(nn.Module):
-    """Causal self-attention and a feed-forward layer, each pre-normalised and added through a sigmoid gate."""
+class Attention(nn.Module):
+    """Causal self-attention with a bias for how far back an event lies."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         dim = config.dim
         self.heads, self.dropout = config.heads, config.dropout
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        # How far back an event lies matters wherever in a window it stands (relative bias, Raffel et al., 2020).
+        self.recency = nn.Parameter(torch.zeros(config.heads, config.max_history + 1))
+
+    def attend(self, y_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]; place t sees places 0..t only."""
+        B, T, D = y_BTD.shape
+        q, k, v = self.qkv(y_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        place_T = torch.arange(T, device=y_BTD.device)
+        back_TT = place_T[:, None] - place_T
+        bias_HTT = self.recency[:, back_TT.clamp(min=0)].masked_fill(back_TT < 0, -torch.inf)
+        bias_HTT = bias_HTT.to(q.dtype)
+        if self.training and self.dropout and q.device.type == "cpu":
+            # With dropout PyTorch has no fused kernel for the CPU, and draws its random numbers one by one.
+            weights_BHTT = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias_HTT).softmax(-1)
+            out = drop(weights_BHTT, self.dropout) @ v
+        else:
+            dropout = self.dropout if self.training else 0.0
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HTT, dropout_p=dropout)
+        attended: Tensor = self.out(out.transpose(1, 2).reshape(B, T, D))
+        return attended
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout while training."""
+        return drop(x, self.dropout) if self.training else x
+
+
+class Block(Attention):
+    """Attention and a feed-forward layer, each pre-normalised and added through a sigmoid gate."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        dim = config.dim
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.up, self.down = (
             nn.Linear(dim, config.feed_forward * dim),
             nn.Linear(config.feed_forward * dim, dim),
         )
         self.gate1, self.gate2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        # How far back an event lies matters wherever in a window it stands (relative bias, Raffel et al., 2020).
-        self.recency = nn.Parameter(torch.zeros(config.heads, config.max_history + 1))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, inside_BT: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]; place t sees places 0..t only."""
         y_BTD = self.norm1(x_BTD)
-        x_BTD = x_BTD + torch.sigmoid(self.gate1(y_BTD)) * self._drop(self.out(self._attend(y_BTD)))
+        x_BTD = x_BTD + torch.sigmoid(self.gate1(y_BTD)) * self.drop(self.attend(y_BTD))
         y_BTD = self.norm2(x_BTD)
-        z_BTD = self.down(self._drop(F.gelu(self.up(y_BTD))))
-        return x_BTD + torch.sigmoid(self.gate2(y_BTD)) * self._drop(z_BTD)
+        z_BTD = self.down(self.drop(F.gelu(self.up(y_BTD))))
+        return x_BTD + torch.sigmoid(self.gate2(y_BTD)) * self.drop(z_BTD)
 
-    def _attend(self, y_BTD: Tensor) -> Tensor:
-        B, T, D = y_BTD.shape
-        q, k, v = self.qkv(y_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        place_T = torch.arange(T, device=y_BTD.device)
-        back_TT = place_T[:, None] - place_T
-        bias_HTT = self.recency[:, back_TT.clamp(min=0)].masked_fill(back_TT < 0, -torch.inf)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HTT.to(q.dtype), dropout_p=dropout)
-        return out.transpose(1, 2).reshape(B, T, D)
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+class FilteredBlock(Attention):
+    """Attention beside a low-pass filter of the whole history, then a feed-forward layer; each post-normalised.
+
+    The filter keeps the lowest frequencies of a period of `max_history` places as they are, and scales the rest by a
+    learned factor for each dimension. A place sees what comes after it, so only the last one of a history is an answer.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        dim, self.share = config.dim, config.filter_share
+        self.norm_filter, self.norm_attention, self.norm_out = (nn.LayerNorm(dim) for _ in range(3))
+        self.up, self.down = nn.Linear(dim, config.feed_forward * dim), nn.Linear(config.feed_forward * dim, dim)
+        self.sharpness = nn.Parameter(torch.randn(dim))
+        self.register_buffer("kernel", low_pass(config.max_history + 1, config.frequencies), persistent=False)
+
+    def forward(self, x_BTD: Tensor, inside_BT: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]; `inside_BT` is false behind the end of a history."""
+        T = x_BTD.shape[1]
+        low_BTD = self.kernel[:T, :T].to(x_BTD.dtype) @ (x_BTD * inside_BT[..., None])
+        sharp_BTD = low_BTD + self.sharpness**2 * (x_BTD - low_BTD)
+        filtered_BTD = self.norm_filter(x_BTD + self.drop(sharp_BTD))
+        attended_BTD = self.norm_attention(x_BTD + self.drop(self.attend(x_BTD)))
+        mixed_BTD = self.share * filtered_BTD + (1.0 - self.share) * attended_BTD
+        result: Tensor = self.norm_out(mixed_BTD + self.drop(self.down(F.gelu(self.up(mixed_BTD)))))
+        return result
+
+
+def low_pass(places: int, frequencies: int) -> Tensor:
+    """Kernel [T, T] that keeps the `frequencies` lowest ones, the constant included, of a period of T places."""
+    place_T = torch.arange(places)
+    angle_TT = (place_T[:, None] - place_T).abs() * (2.0 * torch.pi / places)
+    waves_TT = torch.ones(places, places)
+    for frequency in range(1, frequencies):
+        waves_TT += 2.0 * torch.cos(frequency * angle_TT)
+    return waves_TT / places
 
 
 class UserTower(nn.Module):
-    """Histories to vectors: one for every prefix, the empty one included."""
+    """Histories to vectors: one for every prefix, the empty one included, where no place sees what comes after it."""
 
     def __init__(self, config: TowerConfig, *, event_types: int, context_buckets: int) -> None:
         super().__init__()
@@ -156,24 +232,53 @@ class UserTower(nn.Module):
         self.context = nn.Embedding(context_buckets + 1, dim, padding_idx=0) if context_buckets else None
         self.mix = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, dim)) if context_buckets else None
         self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        pooled = config.encoder == "pooled"
+        kind = FilteredBlock if config.encoder == "filtered" else Block
+        self.blocks = nn.ModuleList(kind(config) for _ in range(0 if pooled else config.layers))
+        self.weigh = nn.Linear(dim, 1) if pooled else None
         for table in (self.places, self.types, self.gaps):
             nn.init.normal_(table.weight, std=0.02)
         nn.init.normal_(self.start, std=0.02)
+        if config.encoder == "filtered":
+            for layer in self.blocks.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
         if self.mix is not None:
             # A context that means nothing yet must not disturb: the correction starts at zero.
             nn.init.zeros_(self.mix[-1].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.mix[-1].bias)  # type: ignore[arg-type]
 
-    def forward(self, vectors_BLD: Tensor, types_BL: Tensor, gaps_BL: Tensor) -> Tensor:
-        """States [B, L + 1, D] after 0..L events of right-padded histories; place t has read the first t events."""
+    def forward(
+        self, vectors_BLD: Tensor, types_BL: Tensor, gaps_BL: Tensor, lengths_B: Tensor | None = None
+    ) -> Tensor:
+        """States [B, L + 1, D] after 0..L events of right-padded histories; place t has read the first t events.
+
+        `lengths_B` are the events of each history, L of them if left out. With the filtered encoder only the state after
+        the last event counts.
+        """
         B, L, D = vectors_BLD.shape
+        if self.weigh is not None:
+            # Mean of the first t items by learned weights; the start counts as one more item, of weight one.
+            weights_BL1 = F.softplus(self.weigh(vectors_BLD))
+            if self.config.length_power:
+                lengths_BL1 = vectors_BLD.norm(dim=-1, keepdim=True).clamp(min=SHORTEST)
+                weights_BL1 = weights_BL1 * lengths_BL1**-self.config.length_power
+            totals_BLD, mass_BL1 = (vectors_BLD * weights_BL1).cumsum(1), weights_BL1.cumsum(1)
+            return torch.cat([self.start.expand(B, 1, D), (totals_BLD + self.start) / (1.0 + mass_BL1)], dim=1)
         events_BLD = vectors_BLD + self.types(types_BL) + self.gaps(gaps_BL)
-        x_BTD = torch.cat([self.start.expand(B, 1, D), events_BLD], dim=1) + self.places.weight[: L + 1]
-        x_BTD = F.dropout(self.norm_in(x_BTD), self.config.dropout, self.training)
+        x_BTD = torch.cat([self.start.expand(B, 1, D), events_BLD], dim=1)
+        place_T = torch.arange(L + 1, device=x_BTD.device)
+        last_B1 = torch.full((B, 1), L, device=x_BTD.device) if lengths_B is None else lengths_B[:, None]
+        if self.config.encoder == "filtered":  # counted from the end, which is where the answer stands
+            x_BTD = x_BTD + self.places((last_B1 - place_T).clamp(min=0))
+        else:
+            x_BTD = x_BTD + self.places.weight[: L + 1]
+        x_BTD = self.norm_in(x_BTD)
+        x_BTD = drop(x_BTD, self.config.dropout) if self.training else x_BTD
         for block in self.blocks:
-            x_BTD = block(x_BTD)
-        states: Tensor = self.norm_out(x_BTD)
+            x_BTD = block(x_BTD, place_T <= last_B1)
+        states: Tensor = x_BTD if self.config.encoder == "filtered" else self.norm_out(x_BTD)
         return states
 
     def query(self, states_XD: Tensor, context_XC: Tensor | None) -> Tensor:
@@ -191,3 +296,18 @@ class TwoTower(nn.Module):
     def __init__(self, items: ItemTower, users: UserTower) -> None:
         super().__init__()
         self.items, self.users = items, users
+
+
+def drop(x: Tensor, share: float) -> Tensor:
+    """Dropout; on a CPU one random byte decides an element, in 1/256 steps of `share`.
+
+    PyTorch draws a Bernoulli number for every element one after the other, which took a fifth of a training step.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, share)
+    limit = round(256 * share)
+    if not limit:
+        return x
+    words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= limit
+    return x * kept.to(x.dtype).mul_(256 / (256 - limit))

@@ -7,7 +7,7 @@ has not seen either.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,41 @@ def platt(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[float, fl
     start = np.array([0.0, math.log(positives / negatives) - x.mean()])
     found = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=[(-3.0, 3.0), (None, None)])
     return float(math.exp(found.x[0])), float(found.x[1])
+
+
+class Point(NamedTuple):
+    """One point of a calibration curve: what was predicted on average, how often it came true, with a 95% interval."""
+
+    predicted: float
+    observed: float
+    low: float
+    high: float
+    candidates: int
+
+
+def reliability(
+    probabilities: npt.NDArray[Any], labels: npt.NDArray[Any], *, points: int = 10, expected: float = 5.0
+) -> tuple[Point, ...]:
+    """The calibration curve of predictions [P]: bins of rising probability, each with the same sum of probabilities.
+
+    Equal counts would put nearly every bin where nothing ever happens. There are fewer points where one would stand for
+    fewer than `expected` outcomes. Intervals are Wilson's (1927).
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    bins = min(points, int(p.sum() / expected))
+    if bins < 1:
+        return ()
+    order = np.argsort(p, kind="stable")
+    mass = np.cumsum(p[order])
+    which = np.minimum((mass / mass[-1] * bins).astype(np.int64), bins - 1)
+    found = []
+    for own in np.split(order, np.searchsorted(which, np.arange(1, bins))):
+        if len(own):
+            rate, n, z2 = float(y[own].mean()), len(own), 1.96**2
+            centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+            half = 1.96 * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+            found.append(Point(float(p[own].mean()), rate, max(0.0, centre - half), centre + half, n))
+    return tuple(found)
 
 
 def cross_calibration(logits: npt.NDArray[Any], labels: Mask, real: Mask) -> dict[str, float]:

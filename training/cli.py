@@ -20,10 +20,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from embeddings.errors import BespokeError, ConfigError
+from embeddings.errors import BespokeError, ConfigError, Unavailable
 
 if TYPE_CHECKING:
+    from embeddings.bundle import Bundle
+    from training.about import Source
     from training.evaluate import Evaluation
+    from training.loop import Trained
     from training.runs import TrainedRun
 
 DEFAULT_RUN = Path("runs/latest")
@@ -48,7 +51,8 @@ app.add_typer(data_app, name="data")
 
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the training run.")]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="File of events, or folder with events, items and users.")]
-Format = Annotated[str, typer.Option(help="auto, movielens, csv, jsonl or parquet.")]
+Format = Annotated[str, typer.Option(help="auto, movielens, sequences, interactions, csv, jsonl or parquet.")]
+Releases = Annotated[Path, typer.Option(help="Folder of releases that the service reads.")]
 To = Annotated[Path, typer.Option("--to", help="Folder to write to.")]
 
 
@@ -111,59 +115,96 @@ def train(
         float | None, typer.Option(help="Stop the towers after so long; the best epoch stays.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed training stood.")] = False,
+    origin: Annotated[
+        Path | None, typer.Option("--from", help="Run, release or folder of releases to start from.")
+    ] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Train the towers on workers of a Ray cluster.")] = False,
+    workers: Annotated[int, typer.Option(help="Workers that share every batch, with --cluster.")] = 2,
 ) -> None:
     """Train the towers and the ranking model into a run folder."""
+    import training.loop
     from training.config import parse_run
     from training.recipes import load_recipe
     from training.runs import Source, train_run
+    from training.warm_start import open_origin
 
     config = load_recipe(recipe)
     options = parse_run(
         device=device, seed=seed, threads=threads, max_minutes=max_minutes, resume=resume, checkpoints=run
     )
+    start = open_origin(origin) if origin else None
     with activity() as say:
         source = Source(path=data_dir, format=format)
-        trained = train_run(run, source, config, options, say=say)
+        trainer = _cluster_trainer(source, workers) if cluster else training.loop.train
+        trained = train_run(run, source, config, options, origin=start, trainer=trainer, say=say)
     _show_run(trained)
 
 
 @app.command()
 def evaluate(
+    file: Annotated[Path | None, typer.Argument(help="Where the report goes; RUN/report.html if left out.")] = None,
     run: RunFolder = DEFAULT_RUN,
     k: Annotated[
         list[int] | None, typer.Option("-k", "--k", help="Length of the lists; may be given several times.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Compute the table even if the run holds it already.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write one HTML page with every finding.")] = False,
+    releases: Releases = DEFAULT_RELEASES,
+    cold_start: Annotated[
+        bool, typer.Option("--cold-start", help="Train once more without some items and people, and measure those.")
+    ] = False,
 ) -> None:
     """Print the table of baselines, towers and ranking model on the test targets."""
     cutoffs = tuple(dict.fromkeys([10, *(k or ())]))
-    evaluation = None if again else _stored(run, cutoffs)
-    if evaluation is None:
-        evaluation = _evaluate(run, cutoffs)
+    if min(cutoffs) < 1:
+        raise ConfigError("k must be at least 1", field="k")
+    if file is not None and not report:
+        raise ConfigError(f"'{file}' is not expected without --report", field="file")
+    if cold_start:
+        _cold_start(run)
+    evaluation = None if again or report else _stored(run, cutoffs)
+    if report:
+        evaluation = _report(run, file or run / "report.html", releases, cutoffs)
+    elif evaluation is None:
+        evaluation = _evaluate(run, cutoffs, releases)
     if as_json:
         typer.echo(json.dumps(evaluation.to_json()))
         return
     for cut in evaluation.cutoffs:
         if cut in cutoffs:
             output().print(evaluation.to_rich_table(k=cut))
+    if report:
+        output().print(f"report in {file or run / 'report.html'}", highlight=False, markup=False)
 
 
 @app.command()
 def publish(
     run: RunFolder = DEFAULT_RUN,
-    releases: Annotated[Path, typer.Option(help="Folder of releases that the service reads.")] = DEFAULT_RELEASES,
+    releases: Releases = DEFAULT_RELEASES,
     force: Annotated[bool, typer.Option("--force", help="Publish in spite of failing gates.")] = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Do not put it in service; 'bespoke release' tries or promotes it.")
+    ] = False,
 ) -> None:
     """Turn a run into the release in service, if its gates hold."""
     from training.publish import publish as publish_run
     from training.runs import open_run
 
     with activity() as say:
-        published = publish_run(open_run(run), releases, force=force, say=lambda text: say(text, 0.0))
+        published = publish_run(open_run(run), releases, force=force, hold=hold, say=lambda text: say(text, 0.0))
     for reason in published.overridden:
         output().print(f"[bold yellow]overridden:[/] {escape(reason)}", highlight=False)
-    output().print(f"published [bold]{published.name}[/] in {escape(str(releases))}", highlight=False)
+    done = "written, not in service:" if hold else "published"
+    output().print(f"{done} [bold]{published.name}[/] in {escape(str(releases))}", highlight=False)
+
+
+def _cluster_trainer(source: Source, workers: int) -> Callable[..., Trained]:
+    try:
+        from training.cluster import cluster_trainer
+    except ImportError as error:
+        raise Unavailable(f"--cluster needs {error.name}: pip install 'bespoke[cluster]'") from None
+    return cluster_trainer(source, workers)
 
 
 def _stored(run: Path, cutoffs: tuple[int, ...]) -> Evaluation | None:
@@ -178,13 +219,42 @@ def _stored(run: Path, cutoffs: tuple[int, ...]) -> Evaluation | None:
     return found if set(cutoffs) <= set(found.cutoffs) else None
 
 
-def _evaluate(run: Path, cutoffs: tuple[int, ...]) -> Evaluation:
+def _evaluate(run: Path, cutoffs: tuple[int, ...], releases: Path) -> Evaluation:
     from training.runs import evaluate_run, open_run
 
-    if any(cut < 1 for cut in cutoffs):
-        raise ConfigError("k must be at least 1", field="k")
     with activity() as say:
-        return evaluate_run(open_run(run), k=cutoffs, say=lambda text: say(text, 0.0))
+        return evaluate_run(open_run(run), k=cutoffs, release=_release(releases), say=lambda text: say(text, 0.0))
+
+
+def _report(run: Path, file: Path, releases: Path, cutoffs: tuple[int, ...]) -> Evaluation:
+    from training.findings import find
+    from training.report import write_report
+    from training.runs import keep_evaluation, open_run
+
+    with activity() as say:
+        opened = open_run(run)
+        found = find(opened, release=_release(releases), k=cutoffs, say=lambda text: say(text, 0.0))
+        write_report(found, file)
+        keep_evaluation(opened, found.evaluation)
+    return found.evaluation
+
+
+def _cold_start(run: Path) -> None:
+    from training.cold_start import keep_cold_start, measure_cold_start
+    from training.runs import open_run
+
+    with activity() as say:
+        opened = open_run(run)
+        about = opened.about
+        keep_cold_start(opened.folder, measure_cold_start(about.source, opened.config, seed=about.seed, say=say))
+
+
+def _release(releases: Path) -> Bundle | None:
+    """The release in service, if there is one."""
+    from embeddings.bundle import current_release, open_bundle
+
+    name = current_release(releases)
+    return open_bundle(releases / name) if name else None
 
 
 def _show_run(run: TrainedRun) -> None:
@@ -198,6 +268,8 @@ def _show_run(run: TrainedRun) -> None:
     output().print(
         f"best epoch {about.best_epoch} of {about.epochs}, {about.seconds:.0f} s; {about.stopped}", highlight=False
     )
+    if about.warm_start:
+        output().print(about.warm_start.words(), highlight=False, markup=False)
     if about.report and about.report["note"]:
         output().print(f"the ranking model keeps the retrieval order: {about.report['note']}", highlight=False)
 

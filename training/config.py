@@ -33,9 +33,9 @@ class FeatureConfig(_Section):
 
 
 class SplitConfig(_Section):
-    """Which events are held out; the shares are shares of events and belong to the temporal split."""
+    """Which events are held out; the shares are those of all events (temporal), or of each person's (leave_share_out)."""
 
-    kind: Literal["leave_last_out", "temporal"] = "leave_last_out"
+    kind: Literal["leave_last_out", "leave_share_out", "temporal"] = "leave_last_out"
     validation_share: float = Field(default=0.1, gt=0.0, lt=0.5)
     test_share: float = Field(default=0.1, gt=0.0, lt=0.5)
 
@@ -51,6 +51,32 @@ class LossConfig(_Section):
     chunk_mb: int = Field(default=8, ge=1, description="block of logits held at once; on a CPU, what its cache holds")
 
 
+class Learning(_Section):
+    """How the ranking model is trained; what it is stands in `RankerConfig`."""
+
+    learning_rate: float = Field(default=5e-4, gt=0.0)
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    batch: int = Field(default=32, ge=1, description="lists a step")
+    epochs: int = Field(default=30, ge=1)
+    patience: int = Field(default=6, ge=1, description="epochs without a better held-out NDCG@10 before it stops")
+    pointwise: float = Field(default=0.3, ge=0.0, description="weight of the cross-entropy of single candidates")
+    max_lists: int = Field(default=20_000, ge=1)
+
+
+class SpectrumConfig(_Section):
+    """Towers in closed form to begin with (`training.spectrum`); validation chooses rank and exponent."""
+
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="vectors that count; left out, validation chooses: towers.dim, half of it, and so on",
+    )
+    exponents: tuple[float, ...] = Field(
+        default=(0.3, 0.4, 0.5), min_length=1, description="an item's vector is as long as its count to this power"
+    )
+    sampled: int = Field(default=4_000, ge=1, description="validation targets that choose")
+
+
 class OptimisationConfig(_Section):
     """Adam with warm-up and clipping; the best epoch on validation NDCG@10 is kept."""
 
@@ -60,7 +86,7 @@ class OptimisationConfig(_Section):
     warmup_steps: int = Field(default=50, ge=0)
     clip: float = Field(default=1.0, gt=0.0, description="largest gradient norm")
     batch: int = Field(default=128, ge=1, description="windows of histories a step")
-    epochs: int = Field(default=50, ge=1)
+    epochs: int = Field(default=50, ge=0, description="0 keeps the towers of a spectrum as they are")
     patience: int = Field(default=5, ge=1, description="epochs without a better validation NDCG@10 before it stops")
 
 
@@ -69,9 +95,11 @@ class Config(_Section):
 
     towers: TowerConfig = TowerConfig()
     ranker: RankerConfig | None = RankerConfig()
+    learning: Learning = Learning()
     features: FeatureConfig = FeatureConfig()
     split: SplitConfig = SplitConfig()
     loss: LossConfig = LossConfig()
+    spectrum: SpectrumConfig | None = None
     optimisation: OptimisationConfig = OptimisationConfig()
     event_types: dict[Name, EventKind] = Field(default_factory=lambda: dict(DEFAULT_EVENT_TYPES), min_length=1)
 
@@ -79,6 +107,10 @@ class Config(_Section):
     def _parts_agree(self) -> Config:
         if not any(kind.positive for kind in self.event_types.values()):
             raise ValueError("event_types: at least one type must be positive, or there is nothing to predict")
+        if self.spectrum and (self.towers.encoder, self.towers.metric) != ("pooled", "dot"):
+            raise ValueError("spectrum: needs towers.encoder = 'pooled' and towers.metric = 'dot'")
+        if not self.optimisation.epochs and not self.spectrum:
+            raise ValueError("optimisation.epochs: 0 trains nothing, unless a spectrum begins")
         unknown = sorted(set(self.ranker.objectives) - set(self.event_types)) if self.ranker else []
         if unknown:
             raise ValueError(f"ranker.objectives: '{unknown[0]}' is none of event_types: {', '.join(self.event_types)}")

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from embeddings.errors import DataError, InputError
 from embeddings.features import EventKind, FeatureSpec, Ints
 from embeddings.ids import IdMap
-from embeddings.schema import EVENTS, ITEMS, Item, from_table, to_table
+from embeddings.schema import ABOUT_CONTENT, EVENTS, ITEMS, Item, from_table, to_table
 
 Times = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -128,10 +128,14 @@ def load(
     text_buckets: int = 0,
     context_buckets: int = 0,
 ) -> Dataset:
-    """Build a data set from tables of the schema; items that only events name get a bare row behind the catalogue."""
+    """Build a data set from tables of the schema; items that only events name get a bare row behind the catalogue.
+
+    Events that are about contents are left out: a banner is nothing to recommend.
+    """
+    events = events.select(EVENTS.names)
+    events = events.filter(pc.invert(pc.starts_with(events["item_id"], ABOUT_CONTENT)))
     if not events.num_rows:
         raise DataError("there are no events to learn from")
-    events = events.select(EVENTS.names)
     item_table = _complete_catalogue(events, items)
     item_map = IdMap(item_table["item_id"].to_pylist())
     user_map = IdMap(pc.unique(events["user_id"]).sort().to_pylist())
@@ -193,7 +197,26 @@ def leave_last_out(data: Dataset, *, new_items_only: bool = True) -> Split:
     train = np.ones(len(data), dtype=bool)
     for user, place in zip(kept.tolist(), validation.tolist(), strict=True):
         train[place : data.offsets[user + 1]] = False
-    return Split(train=train, validation=_single(data, validation), test=_single(data, test))
+    return Split(
+        train=train, validation=single_targets(data, validation, validation), test=single_targets(data, test, test)
+    )
+
+
+def leave_share_out(data: Dataset, *, share: float = 0.1, test_share: float = 0.0) -> Split:
+    """Hold out the last events of each person: `test_share` of them to test, `share` of them before to validate.
+
+    For people without times: where the order of events carries nothing, the last ones are random ones. Targets are first
+    touches of an item by positive events; shares are rounded, and at least one event of each person stays in training.
+    """
+    if not 0 < share + test_share < 1 or min(share, test_share) < 0:
+        raise InputError("share and test_share must not be negative and add up to less than 1")
+    lengths = np.diff(data.offsets)
+    tested = np.minimum(np.rint(lengths * test_share), lengths - 1).astype(np.int64)
+    held = np.minimum(np.rint(lengths * share), lengths - tested - 1).astype(np.int64)
+    second = data.offsets[1:] - tested
+    first = second - held
+    train = np.arange(len(data)) < first[data.owners]
+    return Split(train=train, validation=_between(data, first, second), test=_between(data, second, data.offsets[1:]))
 
 
 def temporal(data: Dataset, *, validation_share: float = 0.1, test_share: float = 0.1) -> Split:
@@ -212,10 +235,11 @@ def temporal(data: Dataset, *, validation_share: float = 0.1, test_share: float 
     )
 
 
-def _single(data: Dataset, places: Ints) -> Targets:
+def single_targets(data: Dataset, places: Ints, ends: Ints) -> Targets:
+    """Targets [Q] of one item each: that of event `places[q]`, to be found by what its person did before `ends[q]`."""
     return Targets(
         users=data.owners[places],
-        ends=places,
+        ends=ends,
         events=places,
         times=data.times[places],
         bounds=np.arange(len(places) + 1, dtype=np.int64),
@@ -224,14 +248,23 @@ def _single(data: Dataset, places: Ints) -> Targets:
 
 
 def _window(data: Dataset, start: float, stop: float) -> Targets:
-    inside = (data.times >= start) & (data.times < stop) & data.positive & first_touches(data)
+    # Events are sorted by person and time: what lies before a moment is a beginning of everybody's events.
+    before, until = (
+        data.offsets[:-1] + np.bincount(data.owners[data.times < moment], minlength=len(data.users))
+        for moment in (start, stop)
+    )
+    return _between(data, before, until)
+
+
+def _between(data: Dataset, starts: Ints, stops: Ints) -> Targets:
+    """What each person newly and positively touches in the events `starts:stops` of their own: [U] each."""
+    at = np.arange(len(data))
+    inside = (at >= starts[data.owners]) & (at < stops[data.owners]) & data.positive & first_touches(data)
     places = np.flatnonzero(inside)
     users, first, counts = np.unique(data.owners[places], return_index=True, return_counts=True)
-    # Events are sorted by person and time: the history ends where the window begins.
-    before = np.bincount(data.owners[data.times < start], minlength=len(data.users))
     return Targets(
         users=users.astype(np.int64),
-        ends=data.offsets[users] + before[users],
+        ends=starts[users],
         events=places[first],
         times=data.times[places[first]],
         bounds=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -18,19 +18,12 @@ import numpy as np
 import pyarrow.compute as pc
 from rich.table import Table
 
+from embeddings.bundle import Bundle
 from embeddings.errors import DataError, InputError
-from embeddings.features import Floats, Ints
+from embeddings.features import Ints
 from embeddings.ranker import Ranker
 from embeddings.two_tower import TwoTower
-from training.baselines import EASE, ItemKNN, Popularity, RecentPopularity
-from training.contenders import (
-    item_matrix,
-    rank_baseline,
-    rank_ranker,
-    rank_two_tower,
-    sparse_ones,
-    training_matrix,
-)
+from training.contenders import RELEASE, Contest, Note, compete, sparse_ones, training_matrix
 from training.dataset import Dataset, Split, Targets
 from training.metrics import (
     Interval,
@@ -42,12 +35,11 @@ from training.metrics import (
     vector_diversity,
 )
 
-ORDER: Final = ("popularity", "recent_popularity", "item_knn", "ease", "two_tower", "ranker")
+BASELINE_NAMES: Final = ("popularity", "recent_popularity", "item_knn", "ease")
+ORDER: Final = (*BASELINE_NAMES, RELEASE, "two_tower", "ranker")
 RANKING: Final = ("recall", "ndcg", "mrr", "map")
 LIST: Final = ("coverage", "novelty", "diversity")
 LEVEL: Final = 0.95
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +138,7 @@ def evaluate(
     *,
     k: Iterable[int] = (10,),
     targets: Literal["test", "validation"] = "test",
+    release: Bundle | None = None,
     ease_gib: float = 4.0,
     say: Note | None = None,
 ) -> Evaluation:
@@ -154,69 +147,59 @@ def evaluate(
     Read the test targets once, when every choice has been made. EASE is left out, with a note, where its matrix takes
     more than `ease_gib`. `say` is told what is being computed. Raises `DataError` if there are no such targets.
     """
+    asked, cutoffs = asked_targets(split, targets), checked_cutoffs(k)
+    contest = compete(
+        data, split, towers, ranker, asked, depth=max(cutoffs), release=release, ease_gib=ease_gib, say=say
+    )
+    if say is not None:
+        say("intervals")
+    return tabulate(contest, data, split, cutoffs=cutoffs, targets=targets)
+
+
+def asked_targets(split: Split, targets: Literal["test", "validation"]) -> Targets:
+    """The targets of that name; raises `DataError` if there are none."""
     asked: Targets = getattr(split, targets)
+    if not len(asked):
+        raise DataError(f"there are no {targets} targets: nobody has enough events to hold some out")
+    return asked
+
+
+def checked_cutoffs(k: Iterable[int]) -> tuple[int, ...]:
+    """Each cut-off once, in the order given; raises `InputError` for none and for one below 1."""
     cutoffs = tuple(dict.fromkeys(k))
     if not cutoffs or min(cutoffs) < 1:
         raise InputError("k must name at least one cut-off, each at least 1", field="k")
-    if not len(asked):
-        raise DataError(f"there are no {targets} targets: nobody has enough events to hold some out")
-    say, depth, notes = say or (lambda _: None), max(cutoffs), []
-    lists, calibration = {}, {}
-    for baseline in (Popularity(), RecentPopularity(), ItemKNN(), EASE(memory_limit_gib=ease_gib)):
-        say(str(baseline.name))
-        try:
-            lists[baseline.name] = rank_baseline(baseline, data, split, asked, depth=depth)
-        except InputError as error:
-            if baseline.name != EASE.name:
-                raise
-            notes.append(f"without EASE: {error.message}")
-    say("two_tower")
-    matrix = item_matrix(data, towers)
-    lists["two_tower"] = rank_two_tower(data, towers, matrix, asked, depth=depth)
-    if ranker is not None:
-        say("ranker")
-        lists["ranker"], gap = rank_ranker(data, towers, matrix, ranker, asked, lists["two_tower"])
-        calibration["ranker"] = Interval(gap, math.nan, math.nan)
-    say("intervals")
-    return _scored(data, split, asked, targets, lists, matrix, cutoffs, calibration, tuple(notes))
+    return cutoffs
 
 
-def _scored(
-    data: Dataset,
-    split: Split,
-    asked: Targets,
-    targets: str,
-    lists: Mapping[str, Ints],
-    matrix: Floats,
-    cutoffs: tuple[int, ...],
-    calibration: Mapping[str, Interval],
-    notes: tuple[str, ...],
-) -> Evaluation:
-    train, _ = training_matrix(data, split)
-    known = np.bincount(train.indices, minlength=len(data.items))
-    categories = _categories(data)
-    scores, systems = {}, {}
-    for name in (name for name in ORDER if name in lists):
-        ranked = lists[name]
+def tabulate(contest: Contest, data: Dataset, split: Split, *, cutoffs: tuple[int, ...], targets: str) -> Evaluation:
+    """Score the lists of a contest: every figure with its interval, and the paired differences that matter."""
+    known = popularity(data, split)
+    categories = item_categories(data)
+    asked, scores, systems = contest.targets, {}, {}
+    for name in (name for name in ORDER if name in contest.lists):
+        ranked = contest.lists[name]
         per_query = dict(score(ranked, (asked.bounds, asked.rows), k=cutoffs, metrics=RANKING).per_query)
         single = {}
         for cut in cutoffs:
             per_query[f"novelty@{cut}"] = novelty(ranked, known, users=len(data.users), k=cut)
             per_query[f"diversity@{cut}"] = (
-                vector_diversity(ranked, matrix, k=cut)
+                vector_diversity(ranked, contest.matrix, k=cut)
                 if categories is None
-                else category_diversity(ranked, categories, k=cut)
+                else category_diversity(ranked, categories[0], k=cut)
             )
             single[f"coverage@{cut}"] = Interval(coverage(ranked, items=len(data.items), k=cut), math.nan, math.nan)
         scores[name] = Scores(per_query)
         systems[name] = scores[name].intervals(level=LEVEL) | single
-        if name in calibration:
-            systems[name]["calibration"] = calibration[name]
-    pairs = [("two_tower", name) for name in ORDER[:4]] + [("ranker", "two_tower")]
+    if contest.predictions is not None:
+        systems["ranker"]["calibration"] = Interval(contest.predictions.error(), math.nan, math.nan)
+    ours = [name for name in ("two_tower", "ranker") if name in scores]
+    pairs = [(ours[0], name) for name in BASELINE_NAMES]
+    pairs += [(ours[-1], name) for name in (*BASELINE_NAMES, RELEASE, ours[0])]
     differences = {
-        f"{ours} - {theirs}": scores[ours].differences(scores[theirs], level=LEVEL)
-        for ours, theirs in pairs
-        if ours in scores and theirs in scores
+        f"{own} - {other}": scores[own].differences(scores[other], level=LEVEL)
+        for own, other in dict.fromkeys(pairs)
+        if other in scores and own != other
     }
     return Evaluation(
         targets=targets,
@@ -225,18 +208,25 @@ def _scored(
         cutoffs=cutoffs,
         systems=systems,
         differences=differences,
-        notes=notes,
+        notes=contest.notes,
     )
 
 
-def _categories(data: Dataset) -> Any:
-    """Categories of the items as a sparse matrix [N, C], None if the catalogue has none."""
+def popularity(data: Dataset, split: Split) -> Ints:
+    """Number of people [N] who touched each item positively in training."""
+    train, _ = training_matrix(data, split)
+    return np.bincount(train.indices, minlength=len(data.items))
+
+
+def item_categories(data: Dataset) -> tuple[Any, list[str]] | None:
+    """Categories of the items as a sparse matrix [N, C], with their names; None if the catalogue has none."""
     column = data.item_table["categories"].combine_chunks()
     names = pc.list_flatten(column).dictionary_encode()
     if not len(names):
         return None
     parents = pc.list_parent_indices(column).to_numpy()
-    return sparse_ones(parents, names.indices.to_numpy(), (len(data.items), len(names.dictionary)))
+    table = sparse_ones(parents, names.indices.to_numpy(), (len(data.items), len(names.dictionary)))
+    return table, names.dictionary.to_pylist()
 
 
 def _cell(interval: Interval | None, *, ends: bool = False) -> str:

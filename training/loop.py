@@ -10,8 +10,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,16 @@ from embeddings.errors import TrainingError
 from embeddings.features import FeatureSpec
 from embeddings.two_tower import TwoTower
 from training.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from training.config import Config, OptimisationConfig, Run
+from training.config import Config, OptimisationConfig, Run, SpectrumConfig
 from training.dataset import Dataset, Split
 from training.device import pick_device, seeded
-from training.metrics import score
+from training.group import Group, seed_apart
 from training.objective import Objective
-from training.queries import encode_queries, rank_all, seen_items
+from training.queries import encode_queries, rank_all, seen_items, validate
+from training.spectrum import begin
 from training.windows import Batch, Windows
 
-__all__ = ["Epoch", "Progress", "Trained", "encode_queries", "rank_all", "seen_items", "train"]
+__all__ = ["Epoch", "Progress", "Trained", "encode_queries", "rank_all", "refit", "seen_items", "train"]
 
 MAX_SKIPPED = 5
 """So many batches in a row without a finite gradient end the training: it has diverged."""
@@ -60,12 +61,19 @@ class Progress:
     loss: float
     finished: Epoch | None = None
 
+    @property
+    def share(self) -> float:
+        """How much of all epochs is done: 0 to 1."""
+        return (self.epoch - 1 + self.step / max(1, self.steps)) / self.epochs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """Towers of the best epoch (on the CPU, in evaluation mode), and how they came about.
 
     `stopped` says in words why the training ended; `skipped` counts the batches whose update would not have been finite.
+    `start` are the validation metrics of the weights that a warm start or a spectrum began with; where no epoch is better
+    they are kept, and the best epoch is 0. `spectrum` are the settings that validation chose for it.
     """
 
     towers: TwoTower
@@ -75,6 +83,13 @@ class Trained:
     seconds: float
     stopped: str
     skipped: int
+    start: dict[str, float]
+    spectrum: SpectrumConfig | None = None
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """Validation metrics of the weights that were kept."""
+        return self.history[self.best_epoch - 1].metrics if self.best_epoch else self.start
 
 
 @dataclass(kw_only=True)
@@ -92,20 +107,60 @@ class _State:
     skipped: int = 0
     skipped_in_a_row: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    start: dict[str, float] = field(default_factory=dict)
 
 
 def train(
-    data: Dataset, split: Split, config: Config, run: Run, *, progress: Callable[[Progress], None] | None = None
+    data: Dataset,
+    split: Split,
+    config: Config,
+    run: Run,
+    *,
+    start: Mapping[str, Tensor] | None = None,
+    group: Group | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Train both towers on the events that `split.train` marks, and keep the epoch with the best validation NDCG@10.
 
     The same arguments give the same weights, bit for bit, on one machine's CPU with one number of threads; the caller's
-    random state is left alone. Without validation targets the last epoch is kept. Raises `TrainingError` for a device
-    that is not there, a checkpoint of another training, and a loss that stays non-finite.
+    random state is left alone. Without validation targets the last epoch is kept. `start` are the weights to begin with,
+    random ones or those of a spectrum if left out; `group` are the workers that share every batch, this process alone if
+    left out. Raises `TrainingError` for a device that is not there, a checkpoint of another training, a loss that stays
+    non-finite, and for a `start` where the configuration asks for a spectrum.
     """
-    device = pick_device(run.device)
+    device, chosen = pick_device(run.device), None
+    if config.spectrum is not None and start is not None:
+        raise TrainingError("a spectrum is found from nothing, whatever was trained before: train without a warm start")
     with seeded(run, device):
-        return _Training(data, split, config, run, device, progress or (lambda _: None)).finish()
+        if config.spectrum is not None:
+            beginning = begin(data, split, config, seed=run.seed)
+            start, chosen = beginning.weights, beginning.settings
+        training = _Training(data, split, config, run, device, start, group or Group(), progress or (lambda _: None))
+        return replace(training.finish(), spectrum=chosen)
+
+
+def refit(
+    data: Dataset,
+    split: Split,
+    config: Config,
+    run: Run,
+    chosen: Trained,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Train again for the number of epochs that `chosen` was best at, on a split that holds out no validation targets.
+
+    Where the most recent events were held out to choose by, this gives the towers that have seen them.
+    """
+    if len(split.validation):
+        raise TrainingError("a split that still holds out validation targets is one to choose by, not to refit on")
+    least = 0 if config.spectrum else 1
+    changes: dict[str, Any] = {
+        "optimisation": config.optimisation.model_copy(update={"epochs": max(least, chosen.best_epoch)})
+    }
+    if config.spectrum:
+        changes["spectrum"] = chosen.spectrum
+    return train(data, split, config.model_copy(update=changes), run, progress=progress)
 
 
 class _Training:
@@ -116,23 +171,32 @@ class _Training:
         config: Config,
         run: Run,
         device: torch.device,
+        start: Mapping[str, Tensor] | None,
+        group: Group,
         progress: Callable[[Progress], None],
     ) -> None:
         self.data, self.split, self.config, self.run = data, split, config, run
-        self.settings, self.device, self.progress = config.optimisation, device, progress
+        self.settings, self.device, self.group, self.progress = config.optimisation, device, group, progress
         self.windows = Windows(
             data,
             split,
             max_history=config.towers.max_history,
             batch=config.optimisation.batch,
             hide_seen=config.loss.hide_seen,
+            single=config.towers.encoder == "filtered",
         )
         if not self.windows.scored.any():
             raise TrainingError("no training event is of a positive type: there is nothing to learn from")
         self.catalogue = data.spec.item_features(data.item_rows(), np.arange(len(data.items)))
         self.towers = build_towers(config.towers, data.spec, items=len(data.items)).to(device)
+        if start is not None:
+            self.towers.load_state_dict(start)
         self.objective = Objective(
-            self.towers, self.catalogue, config.loss, compile=run.compile and device.type == "cuda"
+            self.towers,
+            self.catalogue,
+            config.loss,
+            gather=group.gather,
+            compile=run.compile and device.type == "cuda",
         )
         self.optimizer = make_optimizer(self.towers, self.settings)
         self.state, self.best = _State(), _copy(self.towers)
@@ -143,8 +207,13 @@ class _Training:
             "seed": run.seed,
             "device": device.type,
         }
+        if start is not None:
+            self.identity["start"] = _digest(start)
         if run.resume and run.checkpoints is not None:
             self._restore(load_checkpoint(run.checkpoints, identity=self.identity))
+        seed_apart(group, run.seed)
+        if start is not None and not self.state.start:
+            self._judge_start()
         self.started = time.monotonic() - self.state.seconds
         self.saved = time.monotonic()
 
@@ -159,11 +228,17 @@ class _Training:
             towers=self.towers.cpu().eval(),
             spec=self.data.spec,
             history=tuple(Epoch(**entry) for entry in state.history),
-            best_epoch=state.best_epoch or len(state.history),
+            best_epoch=len(state.history) if state.best is None else state.best_epoch,
             seconds=time.monotonic() - self.started,
             stopped=stopped or f"all {self.settings.epochs} epochs are done",
             skipped=state.skipped,
+            start=state.start,
         )
+
+    def _judge_start(self) -> None:
+        """The weights of a warm start are the first that the best is chosen from."""
+        self.state.start = self._validate()
+        self.state.best = self.state.start.get("ndcg@10")
 
     def _run_epoch(self) -> str:
         """Take the steps that are left of the epoch; returns the reason if the training must stop within it."""
@@ -172,12 +247,12 @@ class _Training:
         begun = time.monotonic() - state.epoch_seconds
         self.towers.train()
         while state.step < len(batches):
-            loss = self._step(self.windows.collate(batches[state.step]))
+            loss = self._step(self.windows.collate(self.group.share(batches[state.step])))
             state.step += 1
             state.epoch_seconds = time.monotonic() - begun
             self._save(after=self.run.checkpoint_seconds)
             self._report(len(batches), loss)
-            if limit is not None and time.monotonic() - self.started >= 60 * limit:
+            if limit is not None and self.group.any(time.monotonic() - self.started >= 60 * limit):
                 self._save(after=0.0)
                 return f"the limit of {limit:g} minutes was reached in epoch {state.epoch}"
         return ""
@@ -190,16 +265,16 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        value, count = self.group.average(self.towers, float(loss.detach()), len(batch))
         norm = torch.nn.utils.clip_grad_norm_(self.towers.parameters(), settings.clip)
-        value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             self._skip(f"epoch {state.epoch}, step {state.step + 1}: loss {value}, gradient norm {float(norm)}")
             return value
         self.optimizer.step()
         state.updates += 1
         state.skipped_in_a_row = 0
-        state.loss_sum += value * len(batch)
-        state.loss_count += len(batch)
+        state.loss_sum += value * count
+        state.loss_count += count
         return value
 
     def _skip(self, what: str) -> None:
@@ -235,13 +310,9 @@ class _Training:
         return f"no better validation NDCG@10 in {waited} epochs"
 
     def _validate(self) -> dict[str, float]:
-        targets = self.split.validation
-        if not len(targets):
+        if not len(self.split.validation):
             return {}
-        matrix = self.towers.items.encode(self.catalogue)
-        queries = encode_queries(self.data, self.towers, matrix, targets)
-        ranked = rank_all(queries, matrix, seen_items(self.data, targets), 10, device=self.device)
-        return score(ranked, (targets.bounds, targets.rows), k=[10], metrics=["recall", "ndcg"]).means
+        return self.group.agree(validate(self.data, self.towers, self.catalogue, self.split.validation))
 
     def _report(self, steps: int, loss: float, finished: Epoch | None = None) -> None:
         at = (finished.epoch, steps) if finished else (self.state.epoch, self.state.step)
@@ -250,7 +321,7 @@ class _Training:
 
     def _save(self, *, after: float) -> None:
         now = time.monotonic()
-        if self.run.checkpoints is None or now - self.saved < after:
+        if self.run.checkpoints is None or self.group.rank or now - self.saved < after:
             return
         self.state.seconds, self.saved = now - self.started, now
         tensors = optimizer_tensors(self.optimizer)
@@ -284,3 +355,10 @@ def make_optimizer(towers: TwoTower, settings: OptimisationConfig) -> torch.opti
 
 def _copy(towers: TwoTower) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in towers.state_dict().items()}
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -8,6 +8,8 @@ Shape suffixes: B windows, L events, T = L + 1 places, P positions, D dimensions
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +24,8 @@ from training.windows import Batch
 class Objective:
     """Scores batches of one catalogue with one pair of towers, on the device where the towers are.
 
-    `compile` runs the user tower through `torch.compile`. The full softmax is taken up to `settings.full_up_to` items.
+    `gather` collects the targets of all workers that share a batch: they are negatives for each other. `compile` runs the
+    user tower through `torch.compile`. The full softmax is taken up to `settings.full_up_to` items.
     """
 
     def __init__(
@@ -31,9 +34,11 @@ class Objective:
         catalogue: ItemFeatures,
         settings: LossConfig,
         *,
+        gather: Callable[[Tensor], Tensor] | None = None,
         compile: bool = False,  # noqa: A002
     ) -> None:
         self.towers, self.catalogue, self.settings = towers, catalogue, settings
+        self.gather = gather or (lambda rows: rows)
         self.device = towers.users.start.device
         self.full = len(catalogue) <= settings.full_up_to
         self.everything = ItemTensors(catalogue, self.device) if self.full else None
@@ -59,7 +64,7 @@ class Objective:
     def _sampled(self, batch: Batch) -> Tensor:
         settings, targets_P = self.settings, self._put(batch.targets)
         rows_M, expected_M = draw_candidates(
-            targets_P, items=len(self.catalogue), negatives=settings.negatives, in_batch=settings.in_batch
+            self.gather(targets_P), items=len(self.catalogue), negatives=settings.negatives, in_batch=settings.in_batch
         )
         used_U = np.unique(np.concatenate([batch.rows.reshape(-1), batch.targets, rows_M.cpu().numpy()]))
         vectors_UD = self.towers.items(ItemTensors(self.catalogue.take(used_U), self.device))
@@ -75,7 +80,7 @@ class Objective:
         )
 
     def _queries(self, batch: Batch, vectors_BLD: Tensor) -> Tensor:
-        states_BTD = self.read(vectors_BLD, self._put(batch.types), self._put(batch.gaps))
+        states_BTD = self.read(vectors_BLD, self._put(batch.types), self._put(batch.gaps), self._put(batch.lengths))
         states_PD = states_BTD[self._put(batch.windows), self._put(batch.places)]
         return self.towers.users.query(states_PD, self._put(batch.tokens))
 

@@ -17,23 +17,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from embeddings.bundle import list_releases, open_bundle, point_to, write_bundle
+from embeddings.bundle import Golden, list_releases, open_bundle, point_to, write_bundle
 from embeddings.errors import BundleError, GateError
 from embeddings.features import Floats
 from embeddings.index import VectorIndex
+from embeddings.neighbours import nearest_items
 from training.baselines import ItemKNN, Popularity
 from training.contenders import item_matrix, rank_baseline, rank_two_tower
 from training.dataset import Targets
 from training.evaluate import Evaluation
 from training.examples import EventCounts, ListMaker
 from training.metrics import score
-from training.queries import encode_queries
+from training.queries import encode_queries, rank_all, target_context
 from training.ranking import held_out, rerank
+from training.replenishment import learn_paces
 from training.runs import EVALUATION, TrainedRun
+from training.together import companions
+from training.warm_start import COLD
 
 RECALL_FLOOR = 0.98
 INDEX_K = 100
 QUERIES = 512
+GOLDEN, GOLDEN_K = 8, 10
 JUDGED = ("recall@10", "ndcg@10")
 
 Figures = dict[str, dict[str, float]]
@@ -41,7 +46,7 @@ Figures = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A release that is in service now, the figures of its gates, and the reasons it should not have been, if any."""
+    """A release that is in service now, or held; the figures of its gates, and why it should not have been made, if so."""
 
     name: str
     folder: Path
@@ -50,9 +55,14 @@ class Published:
 
 
 def publish(
-    run: TrainedRun, releases: Path, *, force: bool = False, say: Callable[[str], None] | None = None
+    run: TrainedRun,
+    releases: Path,
+    *,
+    force: bool = False,
+    hold: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Published:
-    """Turn a run into the current release of the folder `releases`.
+    """Turn a run into the current release of the folder `releases`, or with `hold` into one that waits there.
 
     Raises `GateError` with every reason if a gate does not hold, and `BundleError` if what was written is not what
     was meant; in both cases nothing has changed.
@@ -68,6 +78,8 @@ def publish(
     reasons = failed_gates(figures, index_recall=index.recall, has_ranker=run.ranker is not None)
     if reasons and not force:
         raise GateError(reasons)
+    say("finding the neighbours of every item")
+    neighbours = nearest_items(matrix, seed=run.about.seed)
     say("writing the bundle")
     folder = write_bundle(
         releases,
@@ -81,9 +93,13 @@ def publish(
         index=index,
         data_fingerprint=run.about.fingerprint,
         recipe=run.config.model_dump(mode="json") | {"seed": run.about.seed},
-        metrics=_finite_only(figures) | _test_figures(run),
+        metrics=_finite_only(figures) | _test_figures(run) | _cold_training(run),
         counts={"events": len(run.data), "users": len(run.data.users)},
         overridden=reasons,
+        golden=golden_queries(run, matrix),
+        neighbours=neighbours,
+        paces=learn_paces(run.data),
+        together=companions(run.data),
     )
     say("opening it again")
     try:
@@ -91,8 +107,30 @@ def publish(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    point_to(releases, folder.name)
+    if not hold:
+        point_to(releases, folder.name)
     return Published(name=folder.name, folder=folder, figures=figures, overridden=tuple(reasons))
+
+
+def golden_queries(run: TrainedRun, matrix: Floats) -> list[Golden]:
+    """A few histories and the items that the exact model finds for them; whoever opens the release asks them again."""
+    data, asked = run.data, run.split.validation
+    chosen = asked.take(np.linspace(0, len(asked) - 1, min(GOLDEN, len(asked))).astype(np.int64))
+    best = rank_all(encode_queries(data, run.towers, matrix, chosen), matrix, None, min(GOLDEN_K, len(matrix)))
+    tokens = target_context(data, chosen)
+    found = []
+    for q, (user, end) in enumerate(zip(chosen.users.tolist(), chosen.ends.tolist(), strict=True)):
+        past = slice(max(data.offsets[user], end - run.config.towers.max_history), end)
+        found.append(
+            Golden(
+                rows=data.rows[past].tolist(),
+                types=data.types[past].tolist(),
+                times=data.times[past].tolist(),
+                context=tokens[q][tokens[q] > 0].tolist(),
+                top=best[q].tolist(),
+            )
+        )
+    return found
 
 
 def measure(run: TrainedRun, matrix: Floats) -> Figures:
@@ -188,6 +226,12 @@ def _test_figures(run: TrainedRun) -> Figures:
     evaluation = Evaluation.from_json(path.read_bytes(), where=str(path))
     metrics = [f"{metric}@{cut}" for cut in evaluation.cutoffs for metric in ("recall", "ndcg")]
     return _finite_only({f"{evaluation.targets}.{name}": means for name, means in evaluation.means(metrics).items()})
+
+
+def _cold_training(run: TrainedRun) -> Figures:
+    """What the last training from nothing took: a warm start measures the time it saves by it."""
+    cold = run.about.cold
+    return {COLD: {"epochs": cold.epochs, "seconds": cold.seconds, "ndcg@10": cold.ndcg}} if cold else {}
 
 
 def _finite_only(figures: Figures) -> dict[str, dict[str, float]]:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from embeddings.errors import InputError
-from embeddings.features import Floats, Ints
+from embeddings.features import Floats, Ints, ItemFeatures
 from embeddings.ids import UNKNOWN
 from embeddings.two_tower import TwoTower
 from training.dataset import Dataset, Targets
+from training.metrics import score
 from training.windows import context_matrix, event_gaps, pad
 
 CHUNK_CELLS = 1 << 24
@@ -44,11 +45,19 @@ def encode_queries(data: Dataset, towers: TwoTower, matrix: Floats, targets: Tar
         lengths = torch.from_numpy(targets.ends[chosen] - starts[chosen]).to(device)
         padded = pad(data, gaps, starts[chosen], targets.ends[chosen])
         rows, types, since = (torch.from_numpy(part).to(device) for part in padded)
-        states = users(vectors[rows], types, since)[torch.arange(len(chosen), device=device), lengths]
+        states = users(vectors[rows], types, since, lengths)[torch.arange(len(chosen), device=device), lengths]
         context = torch.from_numpy(tokens[chosen]).to(device)
         queries[chosen] = users.query(states, context).float().cpu().numpy()
     users.train(was_training)
     return queries
+
+
+def validate(data: Dataset, towers: TwoTower, catalogue: ItemFeatures, targets: Targets) -> dict[str, float]:
+    """Recall and NDCG at 10 of the towers over the whole catalogue, without the items of the histories."""
+    matrix = towers.items.encode(catalogue)
+    queries = encode_queries(data, towers, matrix, targets)
+    ranked = rank_all(queries, matrix, seen_items(data, targets), 10, device=towers.users.start.device)
+    return score(ranked, (targets.bounds, targets.rows), k=[10], metrics=["recall", "ndcg"]).means
 
 
 def target_context(data: Dataset, targets: Targets) -> Ints:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +28,7 @@ from embeddings.features import Floats, Ints
 from embeddings.ids import UNKNOWN, bucket
 from embeddings.ranker import Ranker, RankerConfig
 from training.calibration import cross_calibration, platt
+from training.config import Learning
 from training.dataset import Dataset, Mask, Targets
 from training.examples import ListMaker, Lists, outcomes
 from training.metrics import score
@@ -37,20 +37,6 @@ log = logging.getLogger(__name__)
 
 HELD_OUT_OF = 5
 """One person in five is held out."""
-
-
-class Learning(BaseModel):
-    """How the ranking model is trained; what it is stands in `RankerConfig`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    learning_rate: float = Field(default=5e-4, gt=0.0)
-    weight_decay: float = Field(default=0.1, ge=0.0)
-    batch: int = Field(default=32, ge=1, description="lists a step")
-    epochs: int = Field(default=30, ge=1)
-    patience: int = Field(default=6, ge=1, description="epochs without a better held-out NDCG@10 before it stops")
-    pointwise: float = Field(default=0.3, ge=0.0, description="weight of the cross-entropy of single candidates")
-    max_lists: int = Field(default=20_000, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,14 @@
 """Training runs: one folder each, from which a model can be evaluated and published without training again.
 
-    RUN/
-      config.json              the configuration, whole
-      checkpoint.safetensors   where the training of the towers stands, for --resume
-      log.jsonl                one line an epoch
-      quarantine.jsonl         rows of the data that were refused, if there were any
-      towers.safetensors       the towers of the best epoch
-      ranker.safetensors       the ranking model, if the configuration asks for one
-      evaluation.json          the table, once it was computed
-      run.json                 data, seed, what came of it; written last: a folder without it is unfinished
-
-The data stay where they are; a run knows them by path and fingerprint, and refuses others.
+Its files are listed in `about.py`. The data stay where they are; a run knows them by path and fingerprint, and refuses
+others.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,61 +17,60 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from embeddings.bundle import build_towers
+from embeddings.bundle import Bundle, build_towers
 from embeddings.durable import put
 from embeddings.errors import DataError, InputError, NotFound
-from embeddings.ranker import Ranker, RankerConfig
+from embeddings.ranker import Ranker
 from embeddings.two_tower import TwoTower
+from training.about import (
+    COLD_START,
+    CONFIG,
+    DONE,
+    EVALUATION,
+    FEATURES,
+    ITEMS,
+    LOG,
+    QUARANTINE,
+    RANKER,
+    TENSORBOARD,
+    TOWERS,
+    About,
+    Source,
+    WarmStart,
+    effort,
+    effort_to_reach,
+)
 from training.checkpoint import FILE as CHECKPOINT
 from training.config import Config, Run, parse_config
 from training.contenders import item_matrix
-from training.dataset import Dataset, Split, Targets, leave_last_out, load, temporal
+from training.dataset import Dataset, Split, Targets, leave_last_out, leave_share_out, load, temporal
 from training.device import pick_device, seeded
 from training.evaluate import Evaluation, evaluate
 from training.examples import ListMaker
-from training.loop import Progress, train
+from training.loop import Progress, Trained, train
 from training.ranking import Fitted, Report, fit_ranker
 from training.sources import read
+from training.tracking import MLFLOW, Tracker, tracking
+from training.warm_start import Origin, Transplant, transplant
 
-CONFIG, LOG, DONE = "config.json", "log.jsonl", "run.json"
-TOWERS, RANKER, EVALUATION = "towers.safetensors", "ranker.safetensors", "evaluation.json"
-QUARANTINE = "quarantine.jsonl"
+__all__ = [
+    "DONE",
+    "EVALUATION",
+    "LOG",
+    "Source",
+    "TrainedRun",
+    "evaluate_run",
+    "keep_evaluation",
+    "open_run",
+    "train_run",
+]
 
 Say = Callable[[str, float], None]
 """Told what is being done, and how much of it is done (0 to 1)."""
-
-
-class Source(BaseModel):
-    """Where the data of a run lie, and how they are to be read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: Path
-    format: str = "auto"
-
-
-class About(BaseModel):
-    """What a finished run says of itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    finished_at: datetime
-    source: Source
-    fingerprint: str
-    seed: int
-    device: str
-    seconds: float
-    epochs: int
-    best_epoch: int
-    stopped: str
-    skipped: int
-    validation: dict[str, float]
-    ranker: RankerConfig | None
-    report: dict[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +111,24 @@ def make_split(data: Dataset, config: Config) -> Split:
     settings = config.split
     if settings.kind == "leave_last_out":
         return leave_last_out(data)
+    if settings.kind == "leave_share_out":
+        return leave_share_out(data, share=settings.validation_share, test_share=settings.test_share)
     return temporal(data, validation_share=settings.validation_share, test_share=settings.test_share)
 
 
-def train_run(folder: Path, source: Source, config: Config, run: Run, *, say: Say | None = None) -> TrainedRun:
+def train_run(
+    folder: Path,
+    source: Source,
+    config: Config,
+    run: Run,
+    *,
+    origin: Origin | None = None,
+    trainer: Callable[..., Trained] = train,
+    say: Say | None = None,
+) -> TrainedRun:
     """Train towers and ranking model into a run folder; what an earlier run left there is replaced.
+
+    The towers go on from `origin`, if there is one; `trainer` is `training.loop.train`, or stands in for it.
 
     With `run.resume` the training goes on from the folder's checkpoint, if it is of the same configuration, data and
     seed. Raises `DataError` and `TrainingError`.
@@ -137,18 +141,27 @@ def train_run(folder: Path, source: Source, config: Config, run: Run, *, say: Sa
     folder.mkdir(parents=True, exist_ok=True)
     split = make_split(data, config)
     if not run.resume:  # what is resumed is the same training: its files stay true until the new ones replace them
-        _clear(folder, CHECKPOINT, LOG)
+        _clear(folder, CHECKPOINT, LOG, MLFLOW)
+        shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
     options = run.model_copy(update={"checkpoints": folder})
-    trained = train(data, split, config, options, progress=_follow(folder, config, say))
+    moved = None
+    if origin is not None:
+        with seeded(run, torch.device("cpu")):
+            moved = transplant(origin, build_towers(config.towers, data.spec, items=len(data.items)), data)
+    with tracking(folder) as tracker:
+        start = moved.weights if moved else None
+        trained = trainer(data, split, config, options, start=start, progress=_follow(folder, config, say, tracker))
+        tracker.outcome(config, trained.validation)
     with seeded(run, torch.device("cpu")):
-        fitted = _fit_ranker(data, split.validation, trained.towers, config, seed=run.seed, say=say)
+        fitted = train_ranker(data, split.validation, trained.towers, config, seed=run.seed, say=say)
     _clear(folder)
     _write(folder / CONFIG, config.model_dump_json(indent=1))
+    _write(folder / FEATURES, data.spec.model_dump_json(indent=1))
+    _write(folder / ITEMS, json.dumps(data.items.all))
     _save(trained.towers, folder / TOWERS)
     if fitted is not None:
         _save(fitted.ranker, folder / RANKER)
         _log(folder, {"ranker": dataclasses.asdict(fitted.report)})
-    best = trained.history[trained.best_epoch - 1].metrics if trained.history and trained.best_epoch else {}
     about = About(
         finished_at=datetime.now(UTC),
         source=source,
@@ -160,9 +173,11 @@ def train_run(folder: Path, source: Source, config: Config, run: Run, *, say: Sa
         best_epoch=trained.best_epoch,
         stopped=trained.stopped,
         skipped=trained.skipped,
-        validation=best,
+        validation=trained.validation,
         ranker=fitted.ranker.config if fitted else None,
         report=_plain(fitted.report) if fitted else None,
+        cold=origin.cold if origin else effort(trained.history, trained.best_epoch),
+        warm_start=_warm_start(origin, moved, trained) if origin and moved else None,
     )
     _write(folder / DONE, about.model_dump_json(indent=1))
     return TrainedRun(
@@ -212,39 +227,72 @@ def open_run(folder: Path) -> TrainedRun:
     )
 
 
-def evaluate_run(run: TrainedRun, *, k: Iterable[int] = (10,), say: Callable[[str], None] | None = None) -> Evaluation:
-    """Evaluate a run on its test targets and keep the table in its folder."""
-    found = evaluate(run.data, run.split, run.towers, run.ranker, k=k, say=say)
-    _write(run.folder / EVALUATION, json.dumps(found.to_json(), indent=1))
+def evaluate_run(
+    run: TrainedRun,
+    *,
+    k: Iterable[int] = (10,),
+    release: Bundle | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """Evaluate a run on its test targets, beside the release in service if there is one, and keep the table."""
+    found = evaluate(run.data, run.split, run.towers, run.ranker, k=k, release=release, say=say)
+    keep_evaluation(run, found)
     return found
 
 
-def _fit_ranker(
+def keep_evaluation(run: TrainedRun, found: Evaluation) -> None:
+    """Keep an evaluation in the run's folder, and tell the trackers."""
+    _write(run.folder / EVALUATION, json.dumps(found.to_json(), indent=1))
+    with tracking(run.folder) as tracker:
+        tracker.evaluation(found)
+
+
+def _warm_start(origin: Origin, moved: Transplant, trained: Trained) -> WarmStart:
+    at_start, cold = trained.start.get("ndcg@10"), origin.cold
+    return WarmStart(
+        origin=origin.name,
+        kept=moved.kept,
+        new=moved.new,
+        retired=moved.retired,
+        at_start=at_start,
+        cold=cold,
+        reached=effort_to_reach(trained.history, cold.ndcg, at_start=at_start) if cold else None,
+    )
+
+
+def train_ranker(
     data: Dataset, targets: Targets, towers: TwoTower, config: Config, *, seed: int, say: Say
 ) -> Fitted | None:
+    """Train the ranking model that a configuration asks for; None if it asks for none, or nothing is held out."""
     if config.ranker is None or not len(targets):
         return None
     say("ranking lists", 0.0)
     maker = ListMaker(data, towers, item_matrix(data, towers), config.ranker)
-    return fit_ranker(maker, targets, seed=seed, progress=lambda done, of: say(f"ranker, epoch {done}", done / of))
+    return fit_ranker(
+        maker,
+        targets,
+        learning=config.learning,
+        seed=seed,
+        progress=lambda done, of: say(f"ranker, epoch {done}", done / of),
+    )
 
 
 def _clear(folder: Path, *more: str) -> None:
-    for name in (DONE, EVALUATION, TOWERS, RANKER, CONFIG, *more):
+    for name in (DONE, EVALUATION, COLD_START, TOWERS, RANKER, CONFIG, FEATURES, ITEMS, *more):
         (folder / name).unlink(missing_ok=True)
 
 
-def _follow(folder: Path, config: Config, say: Say) -> Callable[[Progress], None]:
+def _follow(folder: Path, config: Config, say: Say, tracker: Tracker) -> Callable[[Progress], None]:
     found = ""
 
     def follow(at: Progress) -> None:
         nonlocal found
+        tracker.follow(at)
         if at.finished is not None:
             _log(folder, dataclasses.asdict(at.finished))
             if "ndcg@10" in at.finished.metrics:
                 found = f", validation NDCG@10 {at.finished.metrics['ndcg@10']:.4f}"
-        done = (at.epoch - 1 + at.step / max(1, at.steps)) / at.epochs
-        say(f"towers, epoch {at.epoch} of at most {at.epochs}, loss {at.loss:.3f}{found}", done)
+        say(f"towers, epoch {at.epoch} of at most {at.epochs}, loss {at.loss:.3f}{found}", at.share)
 
     return follow
 

@@ -76,7 +76,12 @@ class Shoppers:
             for member in (False, True)
         ]
         rows = (self.age_band * len(COUNTRIES) + self.country) * 2 + self.member
-        return pa.table({"user_id": self.ids, "attributes": pa.array(known).take(pa.array(rows))}, schema=USERS)
+        columns = {
+            "user_id": self.ids,
+            "attributes": pa.array(known).take(pa.array(rows)),
+            "consent": ["{}"] * len(rows),
+        }
+        return pa.table(columns, schema=USERS)
 
 
 def newcomer(user: str, *, taste: int, tastes: int) -> Shoppers:

@@ -26,7 +26,8 @@ _BUCKET = 16
 class Batch:
     """Right-padded histories and the positions to score in them.
 
-    `rows`, `types`, `gaps` are [B, L]; `windows`, `places`, `targets`, `events` are [P]: in window w, after reading
+    `rows`, `types`, `gaps` are [B, L], `lengths` [B] the events of each; `windows`, `places`, `targets` are [P]: in window
+    w, after reading
     `places` events, item `targets` was found in data set event `events`; `tokens` is [P, C]. `hidden_at` and
     `hidden_rows` are pairs (position, item) that lists would leave out, because the person knew the item.
     """
@@ -34,6 +35,7 @@ class Batch:
     rows: Ints
     types: Ints
     gaps: Ints
+    lengths: Ints
     windows: Ints
     places: Ints
     targets: Ints
@@ -48,8 +50,12 @@ class Batch:
 class Windows:
     """The training events of a split, ready to be cut into batches; one object serves a whole training."""
 
-    def __init__(self, data: Dataset, split: Split, *, max_history: int, batch: int, hide_seen: bool) -> None:
+    def __init__(
+        self, data: Dataset, split: Split, *, max_history: int, batch: int, hide_seen: bool, single: bool = False
+    ) -> None:
+        """`single`: every window asks for one event only, from as much of its past as fits."""
         self.data, self.max_history, self.batch, self.hide_seen = data, max_history, batch, hide_seen
+        self.single = single
         self.gaps = event_gaps(data)
         self.scored: Mask = split.train & data.positive & first_touches(data)
         counts = np.bincount(data.owners[split.train], minlength=len(data.users))
@@ -88,6 +94,7 @@ class Windows:
             rows=rows,
             types=types,
             gaps=gaps,
+            lengths=ends - starts,
             windows=owner,
             places=events - starts[owner],
             targets=data.rows[events],
@@ -98,6 +105,9 @@ class Windows:
 
     def _cut(self, rng: np.random.Generator) -> Ints:
         starts, stops, longest = self.data.offsets[:-1], self.stops, self.max_history
+        if self.single:
+            asked = np.flatnonzero(self.scored)
+            return np.stack([np.maximum(starts[self.data.owners[asked]], asked - longest), asked, asked], axis=1)
         filled = stops > starts
         short = filled & (stops - starts <= longest + 1)
         parts = [np.stack([starts[short], stops[short] - 1, starts[short]], axis=1)]

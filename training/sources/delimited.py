@@ -6,6 +6,7 @@ and line breaks within quotes, and a line that holds no row comes back as reject
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,8 +49,8 @@ def read_delimited(
     the file. Raises `DataError` for text that is not UTF-8, and for a quote that is opened and never closed: all that
     follows would be swallowed by one field.
     """
-    if quoted and data is None and _odd_quotes(file):
-        raise DataError(f"'{file}' opens a quote that it never closes")
+    if data is None:
+        _check_text(file, quoted=quoted)
     count = _Count(str(file), width=len(names), first=2 if header else 1)
     size = max(len(data) if data is not None else file.stat().st_size, 1)
     # The columns are named by their places: Arrow needs the names before it has read the header.
@@ -181,12 +182,19 @@ def _after_first_line(file: Path) -> int:
         return len(handle.readline())
 
 
-def _odd_quotes(file: Path) -> bool:
-    count = 0
-    with file.open("rb") as handle:
-        while block := handle.read(BLOCK_BYTES):
-            count += block.count(b'"')
-    return count % 2 == 1
+def _check_text(file: Path, *, quoted: bool) -> None:
+    # Arrow checks the rows that it keeps; one that it hands over as refused may hold anything.
+    decoder, quotes = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        with file.open("rb") as handle:
+            while block := handle.read(BLOCK_BYTES):
+                decoder.decode(block)
+                quotes += block.count(b'"')
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{file}' is not UTF-8 text") from error
+    if quoted and quotes % 2:
+        raise DataError(f"'{file}' opens a quote that it never closes")
 
 
 def _line_breaks(table: pa.Table) -> Lines:

@@ -20,13 +20,18 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from embeddings.errors import DataError, InputError, unknown_name
 from embeddings.schema import EVENTS, ITEMS, SCHEMAS, USERS, Event, Item, Row, User
+from training.sources.consent import joined, learnable
 from training.sources.files import STEMS, Csv, JsonLines, Parquet, Part, Plan, Reader
 from training.sources.movielens import MovieLens
+from training.sources.people import Interactions, Sequences
 from training.sources.quarantine import Quarantine, Rejected
 from training.sources.validation import validate
 
-READERS: tuple[type[Reader], ...] = (MovieLens, Parquet, JsonLines, Csv)
+READERS: tuple[type[Reader], ...] = (MovieLens, Sequences, Interactions, Parquet, JsonLines, Csv)
 """Every reader; `auto` asks them in this order."""
+
+LAYOUTS = (MovieLens.name, Sequences.name, Interactions.name)
+"""Formats known by the names of their files: where one is found, other files of the folder are not data."""
 
 Files = list[tuple[Reader, type[Row], Path]]
 Step = Callable[[float], None]
@@ -55,7 +60,8 @@ class Data:
     """Tables of the schemas EVENTS, ITEMS and USERS, and an account of how they came about.
 
     `counts` are totals and `by_table` the same for `events`, `items` and `users`; `rejected` are the first bad rows (all
-    of them are in the quarantine file); `ignored` are columns of event files that mean nothing to us.
+    them are in the quarantine file); `ignored` are columns of event files that mean nothing to us. `withheld` events were
+    sound, and are left out because their people do not want to be learned from.
     """
 
     events: pa.Table
@@ -65,6 +71,7 @@ class Data:
     by_table: Mapping[str, Counts]
     rejected: tuple[Rejected, ...] = ()
     ignored: tuple[str, ...] = ()
+    withheld: int = 0
 
 
 def read(
@@ -78,7 +85,7 @@ def read(
 ) -> Data:
     """Read a file of events, or a folder of events and, if there are any, items and users.
 
-    `format` is `auto`, `movielens`, `csv`, `jsonl` or `parquet`; `columns` maps our column names to those of the files. A
+    `format` is `auto` or the name of one of `READERS`; `columns` maps our column names to those of the files. A
     row that the schema refuses goes to the `quarantine` file (JSON lines with file, line, reason and row) and is counted.
     Of rows that occur twice one is kept: the first of two events with one `event_id` (or, without ids, with the same
     person, item, type and time), the last of two items or users with one id.
@@ -100,14 +107,19 @@ def read(
     if not counts["events"].read:
         raise DataError(f"'{path}' holds no events")
     total = sum(counts.values(), Counts())
+    events = joined(tables[Event], path) if path.is_dir() else tables[Event]
+    events = learnable(events, tables[User])
+    if not len(events) and len(tables[Event]):
+        raise DataError(f"'{path}' holds no events of people who want to be learned from")
     return Data(
-        events=tables[Event],
+        events=events,
         items=tables[Item],
         users=tables[User],
         counts=total,
         by_table=counts,
         rejected=tuple(bad.first),
         ignored=tuple(ignored),
+        withheld=len(tables[Event]) - len(events),
     )
 
 
@@ -122,7 +134,7 @@ def _plan(path: Path, name: str) -> Files:
     if path.is_file() and name in ("csv", "jsonl", "parquet"):
         return [(asked[0], Event, path)]  # whatever its name ends in
     plans: dict[Reader, Plan] = {reader: plan for reader in asked if (plan := reader.files(path))}
-    special = [reader for reader in plans if reader.name == MovieLens.name]
+    special = [reader for reader in plans if reader.name in LAYOUTS]
     if special:
         plans = {special[0]: plans[special[0]]}
     if path.is_dir() and not plans:
@@ -136,7 +148,8 @@ def _plan(path: Path, name: str) -> Files:
     chosen = [(reader, kind, file) for reader, plan in plans.items() for kind, some in plan.items() for file in some]
     if not any(kind is Event for _, kind, _ in chosen):
         raise DataError(
-            f"'{path}' holds no events that can be read as {name}: expected a MovieLens folder, or a file or a folder "
+            f"'{path}' holds no events that can be read as {name}: expected a folder of MovieLens, sequences or "
+            "interactions, or a file or a folder "
             f"'events' of {', '.join(suffix for reader in READERS for suffix in reader.suffixes)}"
         )
     return chosen

@@ -48,7 +48,7 @@ REQUIRED: dict[type[Row], tuple[str, ...]] = {
 _DEFAULTS: dict[type[Row], dict[str, Any]] = {
     Event: {"event_type": "view", "context": "{}"},
     Item: {"title": "", "description": "", "categories": [], "attributes": "{}", "available": True},
-    User: {"attributes": "{}"},
+    User: {"attributes": "{}", "consent": "{}"},
 }
 _NAME = r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$"
 _DECIMAL = r"^-?[0-9]{1,15}(\.[0-9]{1,15})?$"
@@ -289,7 +289,7 @@ def _flag(column: Any) -> Checked:
 
 
 def _by_value(kind: type[Row], name: str, column: Any) -> Checked:
-    """Attributes, context and categories: each different value is parsed once by the schema itself."""
+    """Attributes, consent, context and categories: each different value is parsed once by the schema itself."""
     target = SCHEMAS[kind].field(name).type
     if column.type != pa.string() and not column.type == target == pa.list_(pa.string()):
         return _none(column, target)
@@ -352,7 +352,7 @@ def _none(column: Any, target: Any) -> Checked:
 
 
 def _constant(value: Any, size: int, target: Any) -> Any:
-    return pa.nulls(size, target) if value is None else pa.repeat(pa.scalar(value, target), size)
+    return pa.nulls(size, target) if value is None or not size else pa.repeat(pa.scalar(value, target), size)
 
 
 def _filled(column: Any, value: Any, target: Any) -> Any:
