@@ -31,8 +31,36 @@ COMMANDS = {
     "evaluate": ("training.cli", "Print the table of baselines, towers and ranking model on the test targets."),
     "publish": ("training.cli", "Turn a run into the release in service, if its gates hold."),
     "serve": ("serving.cli", "Serve until Ctrl-C: every answer follows the last event."),
+    "release": ("serving.cli", "List, try, promote and take back releases."),
     "stop": ("serving.cli", "Stop the service on a port, also one whose command line was killed."),
     "recommend": ("serving.cli", "Ask a running service for a person's list."),
+    "export": (
+        "serving.upkeep",
+        "Write what happened since the last export to Parquet, for `bespoke train --data-dir`.",
+    ),
+    "retain": (
+        "serving.upkeep",
+        "Delete old events and decisions; people keep the history that their lists are made of.",
+    ),
+    "batch": (
+        "serving.batch",
+        "Write messages for everybody who may get one: lists, reasons and what is due, as the service would answer them.",
+    ),
+    "policy": ("serving.estimates", "Judge a change of the policy by the log, before anybody is shown it."),
+    "members": ("serving.members", "Write the ids of the people who are in a segment now to a Parquet file."),
+    "keys": ("serving.keys", "Make, list and revoke API keys."),
+    "capacity": (
+        "serving.capacity",
+        "Compute memory, cores, replicas and disk for a catalogue and a load, from measured figures.",
+    ),
+    "doctor": (
+        "serving.doctor.command",
+        "Look at the machine, the ports, the store and the release, and say what to do; 1 if something must be mended.",
+    ),
+    "metrics": (
+        "serving.exporter",
+        "Show the metrics of this node's replicas on a port of their own, until Ctrl-C.",
+    ),
     "environment": ("serving.cli", "Print the fast profile as shell exports, for `serve run`."),
 }
 """Module of every command that lives in one, and its line of help; a test compares it with the command's own."""

@@ -10,6 +10,7 @@ from ray.serve import Application
 
 from serving.deployments import Fused, Ingress, Ranking, Retrieval, Rules
 from serving.settings import Settings
+from serving.telemetry import Telemetry
 
 logger = logging.getLogger("bespoke.app")
 
@@ -22,6 +23,9 @@ def build(args: dict[str, Any]) -> Application:
             "the fast profile is off and every request will take many times longer; start with "
             'eval "$(bespoke environment)" before Ray is started, or use `bespoke serve`'
         )
+    telemetry = Telemetry.of(settings)  # what it needs is missed now, and not by a replica
+    if telemetry is not None:
+        telemetry.close()
     given = settings.model_dump(mode="json")
     entry = options(settings)
     if settings.topology == "fused":

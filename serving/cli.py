@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from embeddings.errors import Unavailable
-from serving.process import FAST_PROFILE, answers, running, wait_for_signal
+from embeddings.schema import first_error
+from serving.options import COMMAND_LINE, ConfigFile, StoreUrl, described
+from serving.pipeline.releases import MODES, Releases
+from serving.pipeline.trial import Share
+from serving.process import answers, profile, running, wait_for_signal
 from serving.process import stop as stop_service
 from serving.settings import Settings
+from serving.store import Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console()
 
 
-def described(name: str) -> str:
-    """The one description of a setting, for the help of its option."""
-    return Settings.model_fields[name].description or ""
-
-
 @app.command()
 def serve(
     releases: Annotated[Path | None, typer.Option(help=described("releases"))] = None,
-    store: Annotated[str | None, typer.Option(help=described("store"))] = None,
+    store: StoreUrl = None,
     host: Annotated[str | None, typer.Option(help=described("host"))] = None,
     port: Annotated[int | None, typer.Option(help=described("port"))] = None,
     topology: Annotated[str | None, typer.Option(help=described("topology"))] = None,
     replicas: Annotated[int | None, typer.Option(help=described("replicas"))] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    config: ConfigFile = None,
 ) -> None:
     """Serve until Ctrl-C: every answer follows the last event."""
     given = {
@@ -72,19 +75,106 @@ def introduce(settings: Settings, url: str, user_id: str) -> None:
     if settings.console:
         console.print(f"console  {url}/console", highlight=False)
     console.print(f"API      {url}/docs", highlight=False)
+    if settings.protected:
+        console.print("keys     needed; `bespoke keys create` makes one", highlight=False)
+    else:
+        console.print("keys     [yellow]off:[/] whoever can reach this machine's loopback may ask for anything")
     if not answers(settings, "/readyz"):
         console.print(
             f"[yellow]no release in service:[/] none in {settings.releases}, or not a sound one; "
             "train and publish one, and it is taken up at once"
         )
     body = json.dumps({"user_id": user_id, "k": 5})
+    key = ' -H "authorization: Bearer $BESPOKE_API_KEY"' if settings.protected else ""
     console.print(
-        f"\n  curl -s {url}/v1/recommendations -H 'content-type: application/json' -d '{body}'\n",
+        f"\n  curl -s {url}/v1/recommendations{key} -H 'content-type: application/json' -d '{body}'\n",
         highlight=False,
         soft_wrap=True,
         markup=False,
     )
     console.print("Ctrl-C stops the service.")
+
+
+release_app = typer.Typer(no_args_is_help=True, help="List, try, promote and take back releases.")
+app.add_typer(release_app, name="release")
+
+Name = Annotated[str, typer.Argument(help="Name of the release.")]
+ReleasesFolder = Annotated[Path | None, typer.Option("--releases", help=described("releases"))]
+ShareOption = Annotated[float, typer.Option(help="Share, above 0 and up to 1.")]
+Goal = Annotated[str, typer.Option(help="Type of the events that count as success when they echo a recommendation.")]
+
+
+@contextlib.contextmanager
+def opened(releases: Path | None, store: str | None) -> Iterator[Releases]:
+    """The releases that these settings name; a running service with the same settings follows within a second."""
+    settings = Settings.load({"releases": releases, "store": store})
+    with Store.open(settings.store) as one:
+        yield Releases(settings.releases, one.documents)
+
+
+@release_app.command("list")
+def release_list(releases: ReleasesFolder = None, store: StoreUrl = None) -> None:
+    """Show every release with its state, newest first."""
+    table = Table("release", "state", "items", "held-out ndcg@10", "")
+    with opened(releases, store) as found:
+        for one in found.list():
+            state = f"{one['state']} {one['share']:.0%}" if one["state"] in MODES else one["state"]
+            figures = one["metrics"].get("ranker_held_out") or one["metrics"].get("two_tower") or {}
+            judged = f"{figures['ndcg@10']:.4f}" if "ndcg@10" in figures else ""
+            items = "" if one["items"] is None else f"{one['items']:,}"
+            table.add_row(one["name"], state, items, judged, one["problem"] or one["reason"] or "")
+    console.print(table)
+
+
+@release_app.command("promote")
+def release_promote(name: Name, releases: ReleasesFolder = None, store: StoreUrl = None) -> None:
+    """Verify a release and put it in service."""
+    with opened(releases, store) as found:
+        found.promote(name, by=COMMAND_LINE)
+    console.print(f"[bold]{name}[/] is the current release", highlight=False)
+
+
+@release_app.command("canary")
+def release_canary(
+    name: Name,
+    share: ShareOption = 0.05,
+    goal: Goal = "click",
+    releases: ReleasesFolder = None,
+    store: StoreUrl = None,
+) -> None:
+    """Let a release answer a share of the people; it is withdrawn by itself if it does worse."""
+    with opened(releases, store) as found:
+        found.try_out(name, "canary", _share(share, goal), by=COMMAND_LINE)
+    console.print(f"[bold]{name}[/] answers {share:.0%} of the people", highlight=False)
+
+
+@release_app.command("shadow")
+def release_shadow(
+    name: Name, share: ShareOption = 0.05, releases: ReleasesFolder = None, store: StoreUrl = None
+) -> None:
+    """Compute a share of the requests on a release too, and compare; GET /v1/releases has the report."""
+    with opened(releases, store) as found:
+        found.try_out(name, "shadow", _share(share), by=COMMAND_LINE)
+    console.print(f"[bold]{name}[/] is computed for {share:.0%} of the requests", highlight=False)
+
+
+@release_app.command("rollback")
+def release_rollback(
+    reason: Annotated[str, typer.Option(help="Why; it is kept with the release.")] = "rolled back by hand",
+    releases: ReleasesFolder = None,
+    store: StoreUrl = None,
+) -> None:
+    """Withdraw the trial if there is one, else go back to the release before the current one."""
+    with opened(releases, store) as found:
+        withdrawn, current = found.rollback(by=COMMAND_LINE, reason=reason)
+    console.print(f"[bold]{withdrawn}[/] withdrawn; [bold]{current}[/] is the current release", highlight=False)
+
+
+def _share(share: float, goal: str = "click") -> Share:
+    try:
+        return Share(share=share, goal=goal)
+    except ValidationError as error:
+        raise first_error(error, known=Share.model_fields) from None
 
 
 @app.command()
@@ -96,8 +186,8 @@ def stop(port: Annotated[int, typer.Option(help=described("port"))] = 8000) -> N
 @app.command()
 def environment() -> None:
     """Print the fast profile as shell exports, for `serve run`: eval "$(bespoke environment)"."""
-    for name, value in FAST_PROFILE.items():
-        typer.echo(f"export {name}={value}")
+    for name, value in profile().items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()
@@ -105,12 +195,14 @@ def recommend(
     user_id: Annotated[str, typer.Argument(help="Whose list.")],
     k: Annotated[int, typer.Option(help="How many items.")] = 10,
     url: Annotated[str, typer.Option(help="Where the service answers.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(envvar="BESPOKE_API_KEY", help="Key, where the service needs one.")
+    ] = None,
 ) -> None:
     """Ask a running service for a person's list."""
     body = json.dumps({"user_id": user_id, "k": k, "fields": True}).encode()
-    request = urllib.request.Request(
-        f"{url}/v1/recommendations", data=body, headers={"content-type": "application/json"}
-    )
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
+    request = urllib.request.Request(f"{url}/v1/recommendations", data=body, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as reply:
             answer = json.load(reply)

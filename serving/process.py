@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 import urllib.request
@@ -25,7 +26,7 @@ from typing import Any
 import psutil
 
 from embeddings.errors import Unavailable
-from serving import family, metrics
+from serving import family, logs, loopback, metrics
 from serving.settings import Settings
 from serving.store import Store
 
@@ -35,7 +36,7 @@ FAST_PROFILE = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",
-    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "10",
+    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "30",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "35",
     "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
@@ -45,6 +46,8 @@ FAST_PROFILE = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # With an arena for each of its forty threads a replica grows by a tenth within minutes (see docs/benchmarks.md).
+    "MALLOC_ARENA_MAX": "2",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_DEDUP_LOGS": "0",
@@ -65,17 +68,29 @@ OWN_FILES = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     metrics.FOLDER: "metrics",
+    logs.SOCKET: "lines",
 }
 
 APPLICATION = "bespoke"
+TOKEN = Path.home() / ".ray" / "auth_token"
+"""What Ray's processes show each other, where the environment does not name another file."""
+
+MARGIN_S = 2.0
+"""Serve and HAProxy end a request later than the application does: its answer has our shape, theirs has not."""
+
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 60.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def profile() -> dict[str, str]:
+    """The fast profile, and HAProxy's own ports on loopback where the command for it is installed."""
+    command = loopback.command()
+    return FAST_PROFILE | ({loopback.BINARY: str(command)} if command else {})
+
+
 def own_files(folder: Path) -> dict[str, str]:
     """Environment that puts every file of HAProxy and of the metrics into a private folder."""
-    (folder / "metrics").mkdir(exist_ok=True)
     return {name: str(folder / file) for name, file in OWN_FILES.items()}
 
 
@@ -88,8 +103,9 @@ def prepare(port: int) -> Path:
     ports = dict(zip(OWN_PORTS, map(str, family.free_ports(len(OWN_PORTS))), strict=True))
     for name, value in (own_files(folder) | ports | LOCAL_PROFILE).items():
         os.environ.setdefault(name, value)
-    for name, value in FAST_PROFILE.items():
+    for name, value in profile().items():
         os.environ.setdefault(name, value)
+    metrics.begin(Path(os.environ[metrics.FOLDER]))
     return folder
 
 
@@ -104,7 +120,7 @@ def running(settings: Settings) -> Iterator[str]:
     Store.open(settings.store).close()  # a wrong address is told now, not by a replica in half a minute
     folder = prepare(settings.port)
     try:
-        with _on_signals(_interrupt):
+        with logs.collected(Path(os.environ[logs.SOCKET]), _write), _on_signals(_interrupt):
             _start(settings, folder)
             wait_until_answering(settings)
             yield settings.url
@@ -139,12 +155,14 @@ def _start(settings: Settings, folder: Path) -> None:
         )
     except SystemExit:  # what Ray's own handler of SIGTERM raises
         raise KeyboardInterrupt from None
+    with contextlib.suppress(OSError):  # Ray makes it readable for everybody who may enter the folder
+        TOKEN.chmod(0o600)
     _handle_signals(_interrupt)  # again, because Ray has put its own handler of SIGTERM in the place of ours
     serve.start(
         http_options={
             "host": settings.host,
             "port": settings.port,
-            "request_timeout_s": settings.request_timeout_s,
+            "request_timeout_s": settings.request_timeout_s + MARGIN_S,
         },
         logging_config={"log_level": "WARNING"},
     )
@@ -229,6 +247,11 @@ def _cause(serve: Any) -> str:
         if raised:
             return str(raised[-1])
     return "see the logs"
+
+
+def _write(lines: str) -> None:
+    sys.stderr.write(lines)
+    sys.stderr.flush()
 
 
 def _shut_down() -> None:

@@ -6,18 +6,43 @@ then the defaults below. An unknown name is an error that lists the known ones.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from embeddings.errors import ConfigError, unknown_name
-from embeddings.schema import first_error
+from embeddings.schema import Id, Name, first_error
+from serving.logs import Style
 
 PREFIX = "BESPOKE_"
+
+
+def _origins(given: Any) -> Any:
+    origins = [one.strip() for one in given.split(",") if one.strip()] if isinstance(given, str) else given
+    for one in origins if isinstance(origins, list | tuple) else ():
+        if not isinstance(one, str) or not re.fullmatch(r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?", one):
+            raise ValueError(f"'{one}' is not an origin such as https://shop.example")
+    return origins
+
+
+def _feedback_types(given: Any) -> Any:
+    pairs = given
+    if isinstance(given, str):
+        listed = [one.partition("=") for one in given.split(",") if one.strip()]
+        pairs = {name.strip(): event_type.strip() for name, _, event_type in listed}
+    if isinstance(pairs, dict) and len(set(pairs.values())) != len(pairs):
+        raise ValueError("two types of feedback must not become one type of events")
+    return pairs
+
+
+FeedbackTypes = Annotated[dict[Id, Name], BeforeValidator(_feedback_types)]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 
 
 class Settings(BaseModel):
@@ -45,13 +70,60 @@ class Settings(BaseModel):
     ] = 0.0
     max_ongoing: Annotated[int, Field(ge=1, description="Requests a replica accepts at a time.")] = 64
     max_queued: Annotated[int, Field(ge=1, description="Requests that may wait; more get 429 with Retry-After.")] = 128
-    request_timeout_s: Annotated[float, Field(gt=0, description="Seconds; a request that takes longer is ended.")] = (
-        10.0
-    )
+    deadline_ms: Annotated[
+        float,
+        Field(ge=5, le=60_000, description="A list is answered after so long, with whatever there is then."),
+    ] = 150.0
+    request_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds; any other request is ended after so long.")
+    ] = 10.0
     max_body_bytes: Annotated[int, Field(ge=1024, description="Larger request bodies get 413.")] = 1 << 20
+    body_timeout_s: Annotated[float, Field(gt=0, description="Request bodies that take longer to arrive get 408.")] = (
+        5.0
+    )
+    auth: Annotated[
+        Literal["auto", "on", "off"],
+        Field(description="API keys; auto: needed unless host is loopback, where alone they may be off."),
+    ] = "auto"
+    approval: Annotated[
+        bool, Field(description="Rules change through drafts that somebody else has agreed to; directly they do not.")
+    ] = False
+    cors_origins: Annotated[
+        Origins, Field(description="Origins whose pages may call the API, separated by commas; none by default.")
+    ] = ()
     poll_s: Annotated[float, Field(gt=0, le=10, description="How often a replica looks for changes of others.")] = 0.05
     trend_s: Annotated[float, Field(gt=0, description="How often demand is counted anew.")] = 15.0
+    guardrails_s: Annotated[
+        float, Field(gt=0, description="How often it is looked whether an arm of an experiment must be stopped.")
+    ] = 60.0
+    decisions: Annotated[
+        float, Field(ge=0, le=1, description="Share of the answers that the decision log keeps, by their ids.")
+    ] = 1.0
+    site: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+            description="Name of this site where several share a cluster: a label of its metrics, a field of its logs.",
+        ),
+    ] = None
+    gorse: Annotated[bool, Field(description="Serve Gorse's REST interface under /api.")] = True
+    gorse_feedback: Annotated[
+        FeedbackTypes,
+        Field(
+            description="Feedback types of Gorse's clients as event types, `read=view,star=like`; others keep their names."
+        ),
+    ] = {"read": "impression", "star": "like"}
     console: Annotated[bool, Field(description="Serve the console at /console.")] = True
+    logs: Annotated[
+        Style, Field(description="text: a line for people; json: an object a line, with the request id as a field.")
+    ] = "text"
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^/\s]+(/\S*)?$",
+            description="Where traces go: an OpenTelemetry collector's HTTP address such as http://127.0.0.1:4318.",
+        ),
+    ] = None
 
     @classmethod
     def load(
@@ -72,6 +144,30 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise ConfigError(first_error(error).message, field=first_error(error).field) from None
+
+    @model_validator(mode="after")
+    def _open_only_at_home(self) -> Settings:
+        if self.auth == "off" and not self.loopback:
+            raise ValueError(
+                f"auth: may be off only on loopback, and host is {self.host}; say on, and make a key with "
+                "`bespoke keys create`"
+            )
+        return self
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def protected(self) -> bool:
+        """Whether callers need an API key."""
+        return self.auth == "on" or (self.auth == "auto" and not self.loopback)
 
     @property
     def url(self) -> str:

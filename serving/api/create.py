@@ -2,46 +2,112 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 
-from serving.api import errors, events, items, recommendations, rules, system, users
+from serving.api import (
+    aliases,
+    audit,
+    contents,
+    documents,
+    errors,
+    events,
+    experiments,
+    gorse,
+    items,
+    lab,
+    recommendations,
+    releases,
+    replenishment,
+    segments,
+    surfaces,
+    system,
+    users,
+)
+from serving.api.access import Access, describe
 from serving.api.guard import Guard
-from serving.console import files
+from serving.api.pages import add_console, add_documentation, add_script
+from serving.api.patience import Patience
 from serving.pipeline.engine import Engine
+from serving.store import Keyring
 
-ROUTERS = (recommendations.router, events.router, items.router, users.router, rules.router, system.router)
-CONSOLE_POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+ROUTERS = (
+    recommendations.router,
+    surfaces.router,
+    contents.router,
+    events.router,
+    items.router,
+    users.router,
+    aliases.router,
+    users.receipts,
+    replenishment.router,
+    segments.router,
+    lab.router,
+    documents.router,
+    experiments.router,
+    releases.router,
+    audit.router,
+    system.router,
+)
 
 
 def create_api(engine: Engine) -> FastAPI:
     """Make the application; the caller starts and stops the engine."""
+    settings = engine.settings
+    keyring = Keyring(engine.store.keys)
+
+    @asynccontextmanager
+    async def following(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(keyring.start)
+        yield
+        await run_in_threadpool(keyring.stop)
+
     api = FastAPI(
         title="Bespoke",
         version=version("bespoke"),
         description="Personal lists in real time: two-tower retrieval, a ranking model, and rules.",
-        responses={status: response for status, response in errors.RESPONSES.items() if status in (400, 413, 415, 422)},
+        responses=errors.documented(400, 408, 413, 415, 422, 503),
+        lifespan=following if settings.protected else None,
+        docs_url=None,
         redoc_url=None,
     )
     for make in ROUTERS:
         api.include_router(make(engine))
-    if engine.settings.console:
-        _add_console(api)
+    if settings.gorse:
+        api.include_router(gorse.router(engine))
+    add_documentation(api)
+    add_script(api)
+    if settings.console:
+        add_console(api)
     errors.install(api)
-    api.add_middleware(Guard, max_body_bytes=engine.settings.max_body_bytes)
+    api.add_middleware(Patience, seconds=settings.request_timeout_s)
+    access = Access(keyring, replicas=settings.replicas) if settings.protected else None
+    api.add_middleware(Guard, settings=settings, access=access)
+    if settings.cors_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-api-key"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
+    if access is not None:
+        _document_access(api)
     return api
 
 
-def _add_console(api: FastAPI) -> None:
-    pages = files()
+def _document_access(api: FastAPI) -> None:
+    plain = api.openapi
 
-    async def asset(request: Request) -> Response:
-        content, kind = pages[request.url.path.removeprefix(request.scope.get("root_path", ""))]
-        headers = {"content-security-policy": CONSOLE_POLICY, "cache-control": "no-cache"}
-        return Response(content, headers=headers, media_type=kind)
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            describe(plain())
+        return plain()
 
-    for path in pages:
-        api.router.add_route(path, asset, methods=["GET"], include_in_schema=False)
+    api.openapi = openapi  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from embeddings.errors import NotFound
 from embeddings.schema import Id, Item, parse
-from serving.api.errors import json_response
+from serving.api.errors import documented, json_response
 from serving.api.models import MAX_BATCH, ItemIn, ItemPageOut, ItemsIn, UpsertedOut
 from serving.pipeline.engine import Engine
 
@@ -24,7 +24,7 @@ def router(engine: Engine) -> APIRouter:
 
     def write(items: Sequence[Item]) -> None:
         engine.store.catalogue.upsert(items)
-        engine.refresh()
+        engine.take_changes()
 
     @routes.get("", response_model=ItemPageOut)
     async def page(
@@ -42,7 +42,7 @@ def router(engine: Engine) -> APIRouter:
         await run_in_threadpool(write, body.items)
         return json_response({"upserted": len(body.items)})
 
-    @routes.get("/{item_id}", response_model=Item)
+    @routes.get("/{item_id}", response_model=Item, responses=documented(404))
     async def get(item_id: ItemPath) -> Response:
         """One item."""
         item = await run_in_threadpool(engine.store.catalogue.get, item_id)
@@ -57,14 +57,14 @@ def router(engine: Engine) -> APIRouter:
         await run_in_threadpool(write, [item])
         return json_response(item.model_dump(mode="json"))
 
-    @routes.delete("/{item_id}", status_code=204)
+    @routes.delete("/{item_id}", status_code=204, responses=documented(404))
     async def delete(item_id: ItemPath) -> Response:
         """Remove one item; it is on no list from now on."""
 
         def remove() -> bool:
             released = engine.ready and engine.snapshot.catalogue.row(item_id) >= 0
             existed = engine.store.catalogue.delete(item_id)
-            engine.refresh()
+            engine.take_changes()
             return existed or released
 
         if not await run_in_threadpool(remove):

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from serving import metrics
-from serving.api.errors import RESPONSES, json_response
+from serving.api.errors import json_response
 from serving.api.models import HealthOut, InfoOut, ReadyOut
 from serving.pipeline.engine import Engine
 
@@ -26,7 +26,7 @@ def router(engine: Engine) -> APIRouter:
         model = engine.snapshot.bundle.name if engine.ready else None
         return json_response({"ready": engine.ready, "model_version": model}, 200 if engine.ready else 503)
 
-    @routes.get("/v1/info", response_model=InfoOut, responses={503: RESPONSES[503]})
+    @routes.get("/v1/info", response_model=InfoOut)
     async def info() -> Response:
         """What is in service."""
         snapshot = engine.snapshot
@@ -44,7 +44,7 @@ def router(engine: Engine) -> APIRouter:
         """All metrics in Prometheus' text format."""
         if engine.ready:
             metrics.ITEMS.set(engine.snapshot.catalogue.count)
-        body, kind = metrics.exposition()
+        body, kind = metrics.exposition(engine.settings.site)
         return Response(body, media_type=kind)
 
     return routes

@@ -23,6 +23,11 @@ from embeddings.ids import UNKNOWN, IdMap, Rows
 from embeddings.schema import ITEM_COLUMNS, Item, from_table
 from serving.pipeline.candidates import Mask
 from serving.policy.columns import ItemColumns
+from serving.policy.compiled import REFRESH_S
+from serving.policy.conditions import Condition
+
+MASKS_KEPT = 64
+"""Masks of conditions that a catalogue remembers: a byte for each item and mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,7 @@ class Catalogue:
         self.split = len(base.ids)
         self.available: Mask = np.concatenate([base.available & ~retired, delta.available])
         self.retired_rows: Mask = np.concatenate([retired, np.zeros(len(delta.ids), dtype=bool)])
+        self._masks: dict[Condition, tuple[float, Mask]] = {}
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Catalogue:
@@ -149,10 +155,32 @@ class Catalogue:
         return np.concatenate([self.base.popularity, self.delta.popularity])
 
     @cached_property
+    def best_known(self) -> float:
+        """The highest event count of any item at the time of the release."""
+        return float(self.popularity[:, 0].max(initial=0.0))
+
+    @cached_property
     def newest(self) -> Rows:
         """Rows with a known time of appearance, newest first."""
         order = np.argsort(-np.nan_to_num(self.created, nan=-np.inf), kind="stable")
         return order[: int(np.isfinite(self.created).sum())]
+
+    def newer_than(self, moment: float) -> Rows:
+        """Rows that appeared after a moment in seconds, newest first."""
+        newest = self.newest
+        after = np.searchsorted(self._ages, -moment, side="left")
+        return newest[:after]
+
+    @cached_property
+    def _ages(self) -> npt.NDArray[np.float64]:
+        return -self.created[self.newest]
+
+    def neighbours(self, rows: Rows) -> Rows | None:
+        """Nearest items [len(rows), M] as the release found them, UNKNOWN at the end; None if it knows not all of them."""
+        known = self.bundle.neighbours
+        if known is None or (len(rows) and int(rows.max()) >= self.split):
+            return None
+        return known[rows].astype(np.int64)
 
     def row(self, item_id: str) -> int:
         """Row of a living item, or UNKNOWN."""
@@ -164,7 +192,27 @@ class Catalogue:
 
     def rows(self, item_ids: Iterable[str]) -> Rows:
         """Rows of many items, UNKNOWN where there is none."""
-        return np.fromiter(map(self.row, item_ids), dtype=np.int64)
+        if len(self.delta.ids):
+            return np.fromiter(map(self.row, item_ids), dtype=np.int64)
+        rows = self.base.ids.rows(item_ids)
+        rows[self.retired[rows] & (rows >= 0)] = UNKNOWN
+        return rows
+
+    def mask_of(self, condition: Condition, now: float) -> Mask:
+        """The rows [N] that satisfy a condition at a moment in seconds; shared between requests, so read-only.
+
+        Applications ask with the same few conditions again and again. One that depends on the time is kept for a minute.
+        """
+        at, mask = self._masks.get(condition, (now, None))
+        if mask is None or (condition.timed and abs(now - at) >= REFRESH_S):
+            mask = condition.mask(self.base.columns, now=now)
+            if len(self.delta.ids):
+                mask = np.concatenate([mask, condition.mask(self.delta.columns, now=now)])
+            mask.flags.writeable = False
+            if len(self._masks) >= MASKS_KEPT:
+                self._masks.clear()
+            self._masks[condition] = (now, mask)
+        return mask
 
     def id(self, row: int) -> str:
         """Id of a row."""
@@ -184,6 +232,12 @@ class Catalogue:
         if row < self.split:
             return self.base.columns.value(row, attribute)
         return self.delta.columns.value(row - self.split, attribute)
+
+    def values(self, rows: Rows, attribute: str) -> list[Any]:
+        """One attribute of many items, None where one has none."""
+        if not len(self.delta.ids) or not len(rows) or int(rows.max()) < self.split:
+            return self.base.columns.column(attribute).values(rows)
+        return [self.value(row, attribute) for row in rows.tolist()]
 
     def vectors(self, rows: Rows) -> Floats:
         """Vectors [len(rows), D]."""

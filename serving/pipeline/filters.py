@@ -37,13 +37,18 @@ class Seen(Filter):
     name = "seen"
 
     def applies(self, work: Work) -> bool:
-        """Not for the caller's own list, and not without a history."""
+        """Not for the caller's own list, and not without a history that may be used."""
+        if work.refused:
+            return False
         return work.query.candidates is None and bool(work.placement.seen) and bool(work.profile.history)
 
     def removes(self, work: Work) -> Rows:
         """Rows of every item with one of those events."""
         types = work.placement.seen
-        return work.catalogue.rows({event.item_id for event in work.profile.history if event.event_type in types})
+        rows = work.catalogue.rows({event.item_id for event in work.profile.history if event.event_type in types})
+        if "replenishment" in work.placement.sources:  # what is used up is not had any more
+            rows = rows[~np.isin(rows, list(work.due))]
+        return rows
 
     def reason(self, work: Work, row: int) -> str:
         """The latest such event, with its day."""
@@ -57,25 +62,27 @@ class Seen(Filter):
 
 
 class Excluded(Filter):
-    """Items the request names, and the item that others are to resemble."""
+    """Items the request names, those of earlier pages, and the item that the list starts from."""
 
     name = "excluded"
 
     def applies(self, work: Work) -> bool:
-        """Only if the request names any."""
-        return bool(work.query.exclude) or work.query.similar_to is not None
+        """Only if there are any."""
+        return bool(work.query.exclude or work.query.shown) or work.anchor is not None
 
     def removes(self, work: Work) -> Rows:
         """Their rows."""
-        named = list(work.query.exclude)
-        if work.query.similar_to is not None:
-            named.append(work.query.similar_to)
+        named = [*work.query.exclude, *work.query.shown]
+        if work.anchor is not None:
+            named.append(work.anchor.item_id)
         return work.catalogue.rows(named)
 
     def reason(self, work: Work, row: int) -> str:
-        """Which of the two it was."""
-        itself = work.catalogue.id(row) == work.query.similar_to
-        return "the item itself" if itself else "excluded by the request"
+        """Which of the three it was."""
+        name = work.catalogue.id(row)
+        if work.anchor is not None and name == work.anchor.item_id:
+            return "the item itself"
+        return "shown on an earlier page" if name in work.query.shown else "excluded by the request"
 
 
 class RequestFilter(Filter):
@@ -92,12 +99,7 @@ class RequestFilter(Filter):
         assert work.query.filter is not None
         catalogue = work.catalogue
         condition = conditions.parse(work.query.filter, known=catalogue.attributes, field="filter")
-        return np.concatenate(
-            [
-                condition.mask(catalogue.base.columns, now=work.seconds),
-                condition.mask(catalogue.delta.columns, now=work.seconds),
-            ]
-        )
+        return catalogue.mask_of(condition, work.seconds)
 
     def reason(self, work: Work, row: int) -> str:
         """The same for all."""

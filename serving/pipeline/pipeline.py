@@ -1,18 +1,26 @@
-"""The pipeline: every stage, in the order in which they run. This tuple is the documentation.
+"""The pipeline: every stage, in the order in which they run, and the effects after them. The tuples are the documentation.
 
 In the fused topology one replica runs all three sections; in the chained one each section is a deployment of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from embeddings.bundle import Part
+from serving.pipeline.dial import Dial
+from serving.pipeline.effects import DecisionLog, Effect
 from serving.pipeline.filters import Excluded, RequestFilter, RuleFilter, Seen, Unavailable
+from serving.pipeline.past import BuyAgain, Continue
 from serving.pipeline.scorers import Boosts, RankerScore, RetrievalScore
 from serving.pipeline.selectors import Caps, Diversity, Slate
 from serving.pipeline.sources import (
     Backfill,
+    BoughtTogether,
     CallersList,
     NewArrivals,
     Pinned,
+    Replenishment,
     Similar,
     SimilarToRecent,
     Trending,
@@ -29,23 +37,38 @@ STAGES: tuple[Stage, ...] = (
     RequestFilter(),
     RuleFilter(),
     CallersList(),
+    BoughtTogether(),
     Similar(),
     TwoTowerSource(),
     SimilarToRecent(),
+    Replenishment(),
     Trending(),
     NewArrivals(),
+    Continue(),
+    BuyAgain(),
     Pinned(),
     Backfill(),
     RetrievalScore(),
     # ranking: how good is each for this person now
     RankerScore(),
     # rules: what the business wants of the list
+    Dial(),
     Boosts(),
     Diversity(),
     Caps(),
     Slate(),
 )
+EFFECTS: tuple[Effect, ...] = (DecisionLog(),)
+"""What is done with an answer after it went out, in the process that gave it."""
+
 SECTIONS: tuple[Section, ...] = ("retrieval", "ranking", "rules")
+NEEDS: Mapping[Section, frozenset[Part]] = {
+    "retrieval": frozenset({"index"}),
+    "ranking": frozenset({"ranker"}),
+    "rules": frozenset(),
+}
+"""The parts of a release that a section computes with, beside items, vectors and towers."""
+
 SOURCES: tuple[str, ...] = tuple(stage.name for stage in STAGES if isinstance(stage, Source))
 
 
@@ -55,7 +78,17 @@ def run_section(section: Section, work: Work) -> None:
         if stage.section == section:
             stage.run(work)
     if section == "retrieval":
-        work.exhausted = work.query.candidates is not None or len(work.candidates) >= int(work.allowed.sum())
+        # What is not filled up has no more to give than it gave.
+        short = not work.placement.fill and len(work.candidates) < work.query.k
+        everything = short or len(work.candidates) >= int(work.allowed.sum())
+        work.exhausted = everything or work.query.candidates is not None
+
+
+def skip_section(section: Section, work: Work) -> None:
+    """Go on without a section: every stage of it that would have had something to do is named in `degraded`."""
+    for stage in STAGES:
+        if stage.section == section and stage.applies(work):
+            work.degrade(stage.name)
 
 
 def trace_of(work: Work) -> dict[str, object]:

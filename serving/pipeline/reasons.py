@@ -6,12 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.pipeline.query import Reason
+from serving.pipeline.replenishment import reason as because_due
 from serving.pipeline.work import Work
 
 NEAR = 0.5
 """An item is explained by one of the history when the cosine of their vectors is at least this."""
 
 LOOK_BACK = 20
+TRENDING = Reason(code="trending", text="Trending now")
+NEW = Reason(code="new", text="New arrival")
+FOR_YOU = Reason(code="for_you", text="Picked for you")
+POPULAR = Reason(code="popular", text="Popular")
 VERBS = {"purchase": "bought", "view": "viewed", "click": "viewed", "cart": "put in your cart", "rating": "rated"}
 
 
@@ -28,18 +33,35 @@ def reasons_for(work: Work, places: list[int]) -> list[tuple[Reason, ...]]:
 def _reasons(work: Work, row: int, found_by: int, because: Reason | None) -> tuple[Reason, ...]:
     sources = work.found_by(found_by)
     reasons = list(work.effects.get(row, ()))
-    if because is not None:
+    if "replenishment" in sources and row in work.due:
+        reasons.append(because_due(work.due[row], work.seconds))
+    origin = _origin(work, sources)
+    if origin is not None:
+        reasons.append(origin)
+    elif because is not None:
         reasons.append(because)
     if "trending" in sources:
-        reasons.append(Reason(code="trending", text="Trending now"))
+        reasons.append(TRENDING)
     if "new_arrivals" in sources:
-        reasons.append(Reason(code="new", text="New arrival"))
+        reasons.append(NEW)
     if not reasons:
-        personal = work.query.personalized and bool(work.history)
-        reasons.append(
-            Reason(code="for_you", text="Picked for you") if personal else Reason(code="popular", text="Popular")
-        )
+        reasons.append(FOR_YOU if work.query.personalized and work.history else POPULAR)
     return tuple(reasons)
+
+
+def _origin(work: Work, sources: list[str]) -> Reason | None:
+    """Why an item is there which only one source could have found."""
+    anchor = work.anchor
+    if anchor is not None and "bought_together" in sources:
+        return Reason(code="bought_together", text=f"Goes with {anchor.title}", item_id=anchor.item_id)
+    if anchor is not None and "similar" in sources and work.query.similar_to is None:
+        text = f"Because you {VERBS.get(anchor.event_type or '', 'liked')} {anchor.title}"
+        return Reason(code="similar_to", text=text, item_id=anchor.item_id)
+    if "continue" in sources:
+        return Reason(code="continue", text="Continue where you left off")
+    if "buy_again" in sources:
+        return Reason(code="buy_again", text="You bought it before")
+    return None
 
 
 def _because(work: Work, rows: npt.NDArray[np.int64]) -> list[Reason | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from embeddings.features import Floats
@@ -11,6 +13,8 @@ from serving.pipeline.stage import Scorer
 from serving.pipeline.work import Work
 
 DAY = 86_400.0
+LEAST_FACTOR = 1e-6
+"""A negative score that is buried altogether becomes this many times worse, and stays finite."""
 
 
 class RetrievalScore(Scorer):
@@ -22,8 +26,11 @@ class RetrievalScore(Scorer):
     def score(self, work: Work) -> Floats:
         """Positive scores: exp(dot - best dot) is a candidate's share of the softmax the towers were trained with.
 
-        Items like an item stand by their cosine instead, moved to 0..1.
+        Items like an item stand by their cosine instead, moved to 0..1, and where the sources say the order they stand by
+        their places.
         """
+        if work.as_found:
+            return _by_place(work)
         if work.query.similar_to is not None:
             length = np.linalg.norm(work.catalogue.vectors(work.candidates.rows), axis=1)
             length = np.maximum(length * np.linalg.norm(work.user_vector), 1e-9)
@@ -42,20 +49,24 @@ class RankerScore(Scorer):
 
     name = "ranker"
     section = "ranking"
+    optional = True
 
     def applies(self, work: Work) -> bool:
         """Only for a person's list; a release without a ranker keeps the retrieval order."""
-        return work.snapshot.bundle.ranker is not None and work.query.personalized and work.query.similar_to is None
+        ranked = work.snapshot.bundle.manifest.ranker is not None and not work.as_found
+        return ranked and work.query.personalized and work.query.similar_to is None
 
     def score(self, work: Work) -> Floats:
         """The weighted sum of probabilities."""
-        ranker = work.snapshot.bundle.ranker
-        assert ranker is not None
+        bundle = work.snapshot.bundle
+        ranker = bundle.ranker_pass
+        for name in work.placement.objectives:
+            if name not in ranker.config.objectives:
+                predicted = ", ".join(ranker.config.objectives)
+                work.unserved[f"objectives.{name}"] = f"this release does not predict '{name}'; it does: {predicted}"
         catalogue, rows = work.catalogue, work.candidates.rows
-        history = work.history_rows[-ranker.config.history :]
-        seen, times = np.unique(work.history_rows, return_counts=True)
-        place = np.minimum(np.searchsorted(seen, rows), max(len(seen) - 1, 0))
-        repeats = np.where(seen[place] == rows, times[place], 0) if len(seen) else np.zeros(len(rows), dtype=np.int64)
+        touched = Counter(work.history_rows.tolist())
+        repeats = np.array([touched.get(row, 0) for row in rows.tolist()], dtype=np.int64)
         features = candidate_features(
             work.candidates.retrieval,
             popularity=catalogue.popularity[rows, 0],
@@ -66,10 +77,13 @@ class RankerScore(Scorer):
             repeats=repeats,
             known=rows < catalogue.split,
         )
-        vectors = catalogue.vectors(rows)
-        probabilities = ranker.rank(work.user_vector, catalogue.vectors(history), vectors, features)
-        wanted = {name: work.placement.objectives.get(name, 0.0) for name in ranker.config.objectives}
-        weights = ranker.weights(wanted if any(wanted.values()) else dict.fromkeys(wanted, 1.0))
+        history = work.history_vectors
+        if ranker.config.history != bundle.manifest.towers.max_history:
+            history = catalogue.vectors(work.history_rows[-ranker.config.history :])
+        probabilities = ranker.rank(work.user_vector, history, catalogue.vectors(rows), features)
+        weights = np.array([work.placement.objectives.get(name, 0.0) for name in ranker.config.objectives], np.float32)
+        if not weights.any():
+            weights[:] = 1.0
         score: Floats = probabilities @ (weights / np.abs(weights).sum())
         return score
 
@@ -86,16 +100,16 @@ class Boosts(Scorer):
 
     def score(self, work: Work) -> Floats:
         """Scores after every factor, in the order of the rules."""
-        score = work.candidates.score.astype(np.float64)
+        score, rows = work.candidates.score.astype(np.float64), work.candidates.rows
         for rule, mask, factor in work.rules.boosts:
-            hit = mask[work.candidates.rows]
+            hit = np.flatnonzero(mask[rows])
             # A weighed score may be negative; what is boosted must rise all the same.
-            score = np.where(hit, np.where(score >= 0, score * factor, score / factor), score)
-            for row in work.candidates.rows[hit].tolist():
-                text = rule.description or ("Promoted" if factor > 1 else "Shown less")
-                work.effects.setdefault(row, []).append(
-                    Reason(code="boosted" if factor > 1 else "buried", text=text, rule_id=rule.id)
-                )
+            touched = score[hit]
+            score[hit] = np.where(touched >= 0, touched * factor, touched / max(factor, LEAST_FACTOR))
+            text = rule.description or ("Promoted" if factor > 1 else "Shown less")
+            reason = Reason(code="boosted" if factor > 1 else "buried", text=text, rule_id=rule.id)
+            for row in rows[hit].tolist():
+                work.effects.setdefault(row, []).append(reason)
         return score.astype(np.float32)
 
     def work(self, work: Work) -> dict[str, object]:
@@ -109,3 +123,13 @@ class Boosts(Scorer):
                 for reason in reasons
             ]
         return detail
+
+
+def _by_place(work: Work) -> Floats:
+    """Scores [K] from 1 downwards: source by source as the placement names them, each in its own order; then the rest."""
+    named = [work.finds[name] for name in work.placement.sources if name in work.finds]
+    rows = np.concatenate([*named, work.candidates.rows])
+    order = rows[np.sort(np.unique(rows, return_index=True)[1])]
+    sorted_ = np.argsort(order)
+    place = sorted_[np.searchsorted(order[sorted_], work.candidates.rows)]
+    return (1.0 - place / max(1, len(order))).astype(np.float32)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
+from serving.pipeline.exploration import Order, explored
 from serving.pipeline.query import Reason
 from serving.pipeline.reasons import reasons_for
 from serving.pipeline.stage import Selector
 from serving.pipeline.work import Place, Work
 from serving.policy.rules import Rule
 
+EXPLORED = Reason(code="exploration", text="Something different")
+
 
 class Diversity(Selector):
     """Maximal marginal relevance (Carbonell & Goldstein, 1998): each place weighs score against likeness to those above."""
 
     name = "diversity"
+    optional = True
 
     def applies(self, work: Work) -> bool:
         """Only where the placement asks for it."""
@@ -55,30 +60,43 @@ class Caps(Selector):
         return bool(work.rules.caps) and work.query.candidates is None
 
     def work(self, work: Work) -> dict[str, object]:
-        """Drop what is over a limit, walking down the list."""
+        """Drop what is over a limit, walking down the list as far as the slate can reach."""
+        rows = work.candidates.rows
+        caps = [(rule.id, limit, work.catalogue.values(rows, attribute)) for rule, attribute, limit in work.rules.caps]
         counts: Counter[tuple[str, object]] = Counter()
-        kept, dropped = [], []
-        for at, row in enumerate(work.candidates.rows.tolist()):
-            over = self._over(work, row, counts)
+        kept: list[int] = []
+        dropped: list[tuple[int, str]] = []
+        enough = work.query.k + len(work.rules.pins)
+        pinned = np.logical_or.reduce(
+            [mask[rows] for _, mask, _ in work.rules.pins] or [np.zeros(len(rows), dtype=bool)]
+        )
+        for at, may_rise in enumerate(pinned.tolist()):
+            over = _over(caps, at, counts) if may_rise or len(kept) < enough else None
             if over is None:
                 kept.append(at)
             else:
-                dropped.append({"item_id": work.catalogue.id(row), "reason": f"rule {over}"})
+                dropped.append((at, over))
+        detail = [{"item_id": work.catalogue.id(int(rows[at])), "reason": f"rule {over}"} for at, over in dropped[:20]]
         work.candidates = work.candidates.take(np.array(kept, dtype=np.int64))
-        return {"removed": dropped[:20]}
+        return {"removed": detail}
 
-    def _over(self, work: Work, row: int, counts: Counter[tuple[str, object]]) -> str | None:
-        keys = []
-        for rule, attribute, limit in work.rules.caps:
-            value = work.catalogue.value(row, attribute)
-            for one in value if isinstance(value, tuple) else (value,):
-                if one is None:
-                    continue
-                if counts[(rule.id, one)] >= limit:
-                    return str(rule.id)
-                keys.append((rule.id, one))
-        counts.update(keys)
-        return None
+
+def _over(
+    caps: Sequence[tuple[str, int, Sequence[object]]], at: int, counts: Counter[tuple[str, object]]
+) -> str | None:
+    """The first cap that an item would exceed, None if it exceeds none; only then it counts."""
+    keys = []
+    for rule_id, limit, values in caps:
+        value = values[at]
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is None:
+                continue
+            if counts[(rule_id, one)] >= limit:
+                return rule_id
+            keys.append((rule_id, one))
+    for key in keys:
+        counts[key] += 1
+    return None
 
 
 class Slate(Selector):
@@ -95,7 +113,9 @@ class Slate(Selector):
         k = work.query.k if work.query.candidates is None else len(work.candidates)
         pinned = self._pins(work, k)
         taken = {at for at, _ in pinned.values()}
-        rest = iter([at for at in range(len(work.candidates)) if at not in taken])
+        best = [at for at in range(len(work.candidates)) if at not in taken]
+        chance = self._explored(work, best, k - len(pinned))
+        rest = iter(chance.entries)
         order = []
         for place in range(min(k, len(work.candidates))):
             at = pinned[place][0] if place in pinned else next(rest, None)
@@ -107,24 +127,45 @@ class Slate(Selector):
             row = int(work.candidates.rows[at])
             reason = Reason(code="pinned", text=rule.description or "Featured", rule_id=rule.id)
             work.effects.setdefault(row, []).insert(0, reason)
+        if chance.drawn is not None:
+            row = int(work.candidates.rows[chance.entries[chance.drawn[0]]])
+            work.effects.setdefault(row, []).append(EXPLORED)
         chosen = work.candidates.take(np.array(order, dtype=np.int64))
+        likely = dict(zip(chance.entries, chance.propensities, strict=False))  # none where nothing is tried out
         work.slate = [
-            Place(row, score, reasons)
-            for row, score, reasons in zip(
-                chosen.rows.tolist(), chosen.score.tolist(), reasons_for(work, order), strict=True
+            Place(row, score, reasons, likely.get(at, 1.0))
+            for at, row, score, reasons in zip(
+                order, chosen.rows.tolist(), chosen.score.tolist(), reasons_for(work, order), strict=True
             )
         ]
-        return {"pins": len(pinned)}
+        return {"pins": len(pinned)} | ({} if chance.drawn is None else {"explored": list(chance.drawn)})
+
+    def _explored(self, work: Work, best: list[int], free: int) -> Order:
+        """Candidates for the places that no pin has, with what is tried out among them."""
+        query = work.query
+        whose = work.profile.user_id or query.user_id
+        share = work.placement.exploration if whose and query.candidates is None else 0.0
+        if not share:
+            return Order(best, [], None)
+        shown = min(free, len(best))
+        # What would come below has not been counted by the caps.
+        pool = best[:shown] if work.rules.caps else best[: 2 * shown]
+        what = f"{query.placement}\n{len(query.shown)}"
+        return explored(pool, shown, share, whose=whose or "", what=what, at=query.now)
 
     def _pins(self, work: Work, k: int) -> dict[int, tuple[int, Rule]]:
         """Position -> (candidate, rule). The stronger rule keeps a contested position, the other takes the next one."""
         if work.query.candidates is not None:
             return {}
         placed: dict[int, tuple[int, Rule]] = {}
-        for rule, mask, position in work.rules.pins:
+        above = len(work.query.shown)
+        for rule, mask, place in work.rules.pins:
+            position = place - above
+            if position < 0:  # it was pinned to an earlier page
+                continue
             used = {at for at, _ in placed.values()}
             found = [at for at in np.flatnonzero(mask[work.candidates.rows]).tolist() if at not in used]
-            free = [place for place in range(position, k) if place not in placed]
+            free = [one for one in range(position, k) if one not in placed]
             if found and free:
                 placed[free[0]] = (found[0], rule)
         return placed

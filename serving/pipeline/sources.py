@@ -7,13 +7,17 @@ import numpy as np
 from embeddings.explore import nearest_by_cosine
 from embeddings.features import Floats
 from embeddings.ids import Rows
+from serving.pipeline.candidates import Mask
 from serving.pipeline.stage import Source
 from serving.pipeline.work import Work
+from serving.policy.rules import Rule
 
 RECENT_ITEMS = 5
 """`similar_to_recent` starts from the last five distinct items of the history."""
 
 NEW_DAYS = 30.0
+PINNED_POOL = 256
+"""Of a pin that names more items, those in highest demand are compared; all of them only if none of these is allowed."""
 NONE: Rows = np.zeros(0, dtype=np.int64)
 
 
@@ -32,18 +36,51 @@ class CallersList(Source):
         return work.catalogue.rows(work.query.candidates)
 
 
-class Similar(Source):
-    """Items that resemble the item of the request."""
+class AnchoredSource(Source):
+    """Base of the sources that start from one item: that of the request, or the person's latest."""
+
+    def applies(self, work: Work) -> bool:
+        """Where the placement names the source, and there is an item to start from."""
+        return work.query.candidates is None and self.name in work.placement.sources and work.anchor is not None
+
+
+class BoughtTogether(AnchoredSource):
+    """What others took along with an item, as the release has counted it."""
+
+    name = "bought_together"
+
+    def lacks(self, work: Work) -> str | None:
+        """A release without the counts."""
+        known = work.snapshot.bundle.together is not None
+        return None if known else "this release does not know what is bought together; publish one from newer data"
+
+    def find(self, work: Work, count: int) -> Rows:
+        """Its companions, the closest first."""
+        bundle = work.snapshot.bundle
+        assert work.anchor is not None
+        assert bundle.together is not None
+        row = bundle.ids.row(work.anchor.item_id)
+        if row < 0:
+            return NONE
+        companions = bundle.together[row]
+        # By their ids: a companion that has changed since the release stands in another row.
+        return work.catalogue.rows(bundle.ids.ids(companions[companions >= 0]))[:count]
+
+
+class Similar(AnchoredSource):
+    """Items that resemble one item."""
 
     name = "similar"
 
     def applies(self, work: Work) -> bool:
-        """Only where the request names an item."""
-        return work.query.similar_to is not None
+        """Also where a request names an item and the placement says nothing of such requests."""
+        return super().applies(work) or (work.query.similar_to is not None and not work.placement.anchored)
 
     def find(self, work: Work, count: int) -> Rows:
         """Its nearest neighbours by cosine."""
-        return neighbours(work, work.user_vector[None], count)
+        assert work.anchor is not None
+        rows = work.catalogue.rows([work.anchor.item_id])
+        return neighbours(work, work.catalogue.vectors(rows), count) if rows[0] >= 0 else NONE
 
 
 class PersonSource(Source):
@@ -57,6 +94,10 @@ class PersonSource(Source):
         if query.candidates is not None or query.similar_to is not None or self.name not in work.placement.sources:
             return False
         return query.personalized or not self.personal
+
+    def portion(self, work: Work, count: int) -> int:
+        """A tenth of what is wanted, all of it where there is no other source."""
+        return count if work.placement.sources == (self.name,) else max(1, count // 10)
 
 
 class TwoTowerSource(PersonSource):
@@ -74,6 +115,7 @@ class SimilarToRecent(PersonSource):
     """Neighbours of the items a person touched last."""
 
     name = "similar_to_recent"
+    optional = True
     personal = True
 
     def applies(self, work: Work) -> bool:
@@ -82,35 +124,55 @@ class SimilarToRecent(PersonSource):
 
     def find(self, work: Work, count: int) -> Rows:
         """Neighbours of the last few items, each item's best ones in turn."""
-        recent = list(dict.fromkeys(work.history_rows[::-1].tolist()))[:RECENT_ITEMS]
-        vectors = work.catalogue.vectors(np.asarray(recent, dtype=np.int64))
-        return neighbours(work, vectors, max(1, count // 5))
+        recent = np.asarray(list(dict.fromkeys(work.history_rows[::-1].tolist()))[:RECENT_ITEMS], dtype=np.int64)
+        known = work.catalogue.neighbours(recent)
+        if known is None:
+            return neighbours(work, work.catalogue.vectors(recent), max(1, count // 5))
+        return known[:, : max(1, count // 5)].T.ravel()
+
+
+class Replenishment(PersonSource):
+    """What the person bought, used up, and is about to need again; silent as soon as they have bought it."""
+
+    name = "replenishment"
+    optional = True
+    personal = True
+
+    def applies(self, work: Work) -> bool:
+        """Only where something is due."""
+        return super().applies(work) and bool(work.due)
+
+    def find(self, work: Work, count: int) -> Rows:
+        """What is due, the longest due first."""
+        return np.fromiter(work.due, dtype=np.int64)
 
 
 class Trending(PersonSource):
     """What many people want now."""
 
     name = "trending"
+    optional = True
 
     def find(self, work: Work, count: int) -> Rows:
         """The rows in highest demand; the whole list if nothing personal is asked for."""
         rows = work.snapshot.trending
-        return _first_allowed(work, rows, count if not work.query.personalized else max(1, count // 10))
+        return first_allowed(work, rows, self.portion(work, count) if work.query.personalized else count)
 
 
 class NewArrivals(PersonSource):
     """Items that appeared in the last thirty days, those nearest to the person first."""
 
     name = "new_arrivals"
+    optional = True
+
+    def lacks(self, work: Work) -> str | None:
+        """A catalogue without times."""
+        return None if len(work.catalogue.newest) else "no item says when it appeared; send created_at with the items"
 
     def find(self, work: Work, count: int) -> Rows:
         """The newest ones, a few hundred at most, ordered by relevance."""
-        newest = work.catalogue.newest
-        fresh = newest[work.seconds - work.catalogue.created[newest] < NEW_DAYS * 86_400]
-        rows = _first_allowed(work, fresh, 2 * count)
-        if not work.query.personalized:
-            return rows[: max(1, count // 10)]
-        return work.by_relevance(rows)[: max(1, count // 10)]
+        rows = first_allowed(work, work.catalogue.newer_than(work.seconds - NEW_DAYS * 86_400), 2 * count)
+        return (work.by_relevance(rows) if work.query.personalized else rows)[: self.portion(work, count)]
 
 
 class Pinned(Source):
@@ -120,12 +182,23 @@ class Pinned(Source):
 
     def applies(self, work: Work) -> bool:
         """Only where a pin is in force, and not for the caller's own list."""
-        return work.query.candidates is None and bool(work.rules.pins)
+        return work.query.candidates is None and bool(self._pins(work))
 
     def find(self, work: Work, count: int) -> Rows:
         """For each pin, the most relevant of the allowed items it names."""
-        found = [np.flatnonzero(mask & work.allowed) for _, mask, _ in work.rules.pins]
-        return np.concatenate([work.by_relevance(rows)[:3] if len(rows) else NONE for rows in found])
+        found = []
+        for rule, mask in self._pins(work):
+            pool = work.snapshot.in_demand(rule.id, mask, PINNED_POOL)
+            rows = pool[work.allowed[pool]]
+            if not len(rows) and len(pool) == PINNED_POOL:
+                rows = np.flatnonzero(mask & work.allowed)
+            found.append(work.by_relevance(rows)[:3])
+        return np.concatenate(found)
+
+    @staticmethod
+    def _pins(work: Work) -> list[tuple[Rule, Mask]]:
+        # What is shown in many places is not put where only what the sources find belongs, unless it is meant for there.
+        return [(rule, mask) for rule, mask, _ in work.rules.pins if work.placement.fill or rule.placements]
 
 
 class Backfill(Source):
@@ -134,8 +207,8 @@ class Backfill(Source):
     name = "backfill"
 
     def applies(self, work: Work) -> bool:
-        """Only when there are fewer candidates than places."""
-        return work.query.candidates is None and len(work.candidates) < work.query.k
+        """Only when there are fewer candidates than places, and the placement does not stop there."""
+        return work.query.candidates is None and work.placement.fill and len(work.candidates) < work.query.k
 
     def find(self, work: Work, count: int) -> Rows:
         """Whatever is allowed, most relevant first, or in demand where nothing personal is asked for."""
@@ -163,15 +236,15 @@ def neighbours(work: Work, vectors: Floats, count: int) -> Rows:
     return rows.T.ravel()
 
 
-def _first_allowed(work: Work, rows: Rows, count: int) -> Rows:
-    # By chunks: the first few hundred rows of a long order nearly always suffice.
+def first_allowed(work: Work, rows: Rows, count: int) -> Rows:
+    """The first `count` of the rows that are allowed, in their order."""
+    # By chunks that grow: the first few hundred rows of a long order nearly always suffice.
     found: list[Rows] = []
-    missing = count
-    for start in range(0, len(rows), 4_096):
-        chunk = rows[start : start + 4_096]
+    missing, start, size = count, 0, 4 * count
+    while missing > 0 and start < len(rows):
+        chunk = rows[start : start + size]
         kept = chunk[work.allowed[chunk]][:missing]
         found.append(kept)
         missing -= len(kept)
-        if missing <= 0:
-            break
+        start, size = start + size, 4 * size
     return np.concatenate(found) if found else NONE

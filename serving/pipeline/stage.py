@@ -34,6 +34,8 @@ class Stage:
     name: ClassVar[str]
     kind: ClassVar[str]
     section: ClassVar[Section]
+    optional: ClassVar[bool] = False
+    """Whether a request that is late goes on without it."""
 
     def applies(self, work: Work) -> bool:
         """Whether the stage has anything to do for this request."""
@@ -43,8 +45,11 @@ class Stage:
         """Do the stage's work, timed and traced."""
         if not self.applies(work):
             return
+        if self.optional and work.late:
+            work.degrade(self.name)
+            return
         started = time.perf_counter()
-        before = self.count(work)
+        before = self.count(work) if work.query.explain else 0  # for the trace alone
         try:
             detail = self.work(work)
         except InputError:
@@ -88,11 +93,19 @@ class Source(Stage):
         """Up to `count` rows, best first; UNKNOWN entries are dropped by the framework."""
         raise NotImplementedError
 
+    def lacks(self, work: Work) -> str | None:
+        """What this release or this catalogue would have to have for the source to find anything, in words."""
+        return None
+
     def work(self, work: Work) -> dict[str, object]:
         """Join what was found to the candidates, each row once, with this source's bit set."""
+        if (lacking := self.lacks(work)) is not None:
+            work.unserved[self.name] = lacking
+            return {"found": 0, "note": lacking}
         rows = self.find(work, work.wanted)
         rows = rows[rows >= 0]
-        work.join(rows[work.allowed[rows]], self.name)
+        work.finds[self.name] = allowed = rows[work.allowed[rows]]
+        work.join(allowed, self.name)
         return {"found": len(rows)}
 
 
@@ -115,8 +128,8 @@ class Filter(Stage):
         return self.name
 
     def count(self, work: Work) -> int:
-        """Rows that are still allowed; counted only when somebody wants to see it."""
-        return int(work.allowed.sum()) if work.query.explain else 0
+        """Rows that are still allowed."""
+        return int(work.allowed.sum())
 
     def work(self, work: Work) -> dict[str, object]:
         """Narrow `work.allowed`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,42 +16,98 @@ import orjson
 from embeddings.explore import CANDIDATES
 from embeddings.features import Floats
 from embeddings.ids import Rows
+from embeddings.schema import allows
+from serving.pipeline.assignment import assigned
+from serving.pipeline.behaviour import Done
 from serving.pipeline.candidates import Candidates, Mask
 from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.query import Query, Reason
+from serving.pipeline.query import Anchor, Query, Reason
+from serving.pipeline.replenishment import Repeat, due
 from serving.pipeline.snapshot import Rules, Snapshot
-from serving.policy.compiled import facts
+from serving.policy.arms import Changes
+from serving.policy.compiled import Facts, facts
+from serving.policy.conditions import HISTORY
+from serving.policy.layers import EXPERIMENTS, Running
 from serving.policy.placements import Placement
-from serving.store.profiles import HistoryEvent, Profile
+from serving.policy.rules import SEGMENT
+from serving.store.persons import HistoryEvent, Profile
 
+ANCHORS = 20
+REFUSED = "this person does not allow personalization: the list is everybody's"
 NOBODY = Profile(user_id="", attributes={}, history=[], events=0, last_seen=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One place of the slate."""
+    """One place of the slate; `propensity` is the probability with which chance put this item here."""
 
     row: int
     score: float
     reasons: tuple[Reason, ...]
+    propensity: float = 1.0
 
 
 class Work:
-    """Everything a stage may read, and the few things it may change: allowed, candidates, slate, effects, trace."""
+    """Everything a stage may read, and what it may change: allowed, candidates, finds, slate, effects, trace, arms."""
 
-    def __init__(self, query: Query, snapshot: Snapshot, profile: Profile | None) -> None:
-        self.query, self.snapshot = query, snapshot
+    def __init__(
+        self,
+        query: Query,
+        snapshot: Snapshot,
+        profile: Profile | None,
+        *,
+        stranger: bool = False,
+        hurry_at: float = math.inf,
+        arms: Mapping[str, str] | None = None,
+    ) -> None:
+        """`stranger`: the store could not say who this is; `hurry_at`: from when on optional stages are left out.
+
+        `arms` are those of the person where they are known already.
+        """
+        self.snapshot = snapshot = snapshot.with_rules(query.rules) if query.rules else snapshot
         self.profile = profile or NOBODY
-        self.placement: Placement = snapshot.policy.placement(query.placement)
+        self.stranger, self.hurry_at = stranger, hurry_at
+        self.refused = not allows(self.profile.consent, "personalization")
+        # Who refuses is nobody's in particular from the start: arms may ask what somebody did.
+        self.query = query = replace(query, personalized=False) if self.refused and query.personalized else query
+        self.arms: dict[str, str] = self._arms() if arms is None else dict(arms)
+        self.changes: Changes = snapshot.policy.of(EXPERIMENTS).changes(self.arms)
+        changed = self.changes.placements.get(query.placement)
+        self.placement: Placement = query.draft or changed or snapshot.policy.placement(query.placement)
+        self.query = query = _completed(query, self.placement)
         self.wanted = max(CANDIDATES, 2 * query.k)
         self.allowed: Mask = ~snapshot.catalogue.retired_rows
-        self.candidates = Candidates.empty()
+        self._found: dict[int, int] = {}
+        self._candidates: Candidates | None = None
+        self.finds: dict[str, Rows] = {}
         self.slate: list[Place] = []
         self.effects: dict[int, list[Reason]] = {}
         self.trace: list[dict[str, object]] = []
         self.degraded: list[str] = []
+        self.unserved: dict[str, str] = {"personalization": REFUSED} if self.refused else {}
         self.milliseconds: dict[str, float] = {}
         self.exhausted = False
+        if stranger:
+            self.degrade("profile")
+
+    @property
+    def candidates(self) -> Candidates:
+        """The candidates as one batch; while sources still join rows, made of what they have found so far."""
+        if self._candidates is None:
+            rows = np.fromiter(self._found, dtype=np.int64, count=len(self._found))
+            found_by = np.fromiter(self._found.values(), dtype=np.uint32, count=len(rows))
+            scores = self.relevance(rows) if len(rows) else np.zeros(0, dtype=np.float32)
+            self._candidates = Candidates(rows=rows, found_by=found_by, retrieval=scores, score=scores)
+        return self._candidates
+
+    @candidates.setter
+    def candidates(self, candidates: Candidates) -> None:
+        self._candidates = candidates
+
+    @property
+    def late(self) -> bool:
+        """Whether there is only time left for what the list cannot do without."""
+        return time.monotonic() > self.hurry_at
 
     @property
     def catalogue(self) -> Catalogue:
@@ -62,43 +120,146 @@ class Work:
         return self.query.now.timestamp()
 
     @cached_property
-    def facts(self) -> Mapping[str, Any]:
-        """What a rule's `when` may ask."""
-        return facts(self.profile.attributes, self.profile.events, self.query.context, self.seconds)
+    def facts(self) -> Facts:
+        """What a rule's `when` may ask; without consent to personalization nothing of the person."""
+        return self._facts(NOBODY if self.refused else self.profile)
+
+    def _facts(self, profile: Profile) -> Facts:
+        done = Done(self.history, self.history_rows, self.catalogue, self.seconds)
+        later: dict[str, Callable[[], Any]] = {
+            HISTORY: lambda: done,
+            "history.cart": done.cart,
+            "history.visits": done.visits,
+        }
+        if self.snapshot.policy.segments.ordered:
+            later[SEGMENT] = lambda: self.snapshot.policy.segments.of(row, self.seconds, self._near)
+        row = facts(profile.attributes, profile.events, self.query.context, self.seconds, later)
+        return row
+
+    @property
+    def segments(self) -> list[str]:
+        """The segments that the person is in now, by id."""
+        return list(self.facts.get(SEGMENT) or ())
+
+    def _near(self) -> Mapping[str, float]:
+        """The cosine of the person to each segment that is one of likeness; nothing of whom nothing is known."""
+        if not self.history:
+            return {}
+        person = self.person_vector / max(float(np.linalg.norm(self.person_vector)), 1e-9)
+        return {name: float(centre @ person) for name, centre in self.snapshot.centres.items()}
 
     @cached_property
     def rules(self) -> Rules:
-        """The rules in force for this request."""
-        return self.snapshot.rules(self.query.placement, self.facts, self.seconds)
+        """The rules in force for this request; those that keep items from people whom nobody knows at the moment, too.
+
+        Who allows no personalization is protected all the same: rules that keep items from people know the person.
+        """
+        return self.snapshot.rules(
+            self.query.placement,
+            self.facts,
+            self.seconds,
+            stranger=self.stranger,
+            guarding=self._facts(self.profile) if self.refused else None,
+            changes=self.changes,
+            without=self.query.without_rules,
+            whose=self.profile.user_id or self.query.user_id,
+        )
+
+    def _arms(self) -> dict[str, str]:
+        query, policy = self.query, self.snapshot.policy.of(EXPERIMENTS)
+        return self.arms_of(policy.on_placement(query.placement) if query.page is None else policy.on_page(query.page))
+
+    def arms_of(self, running: Running) -> dict[str, str]:
+        """The arms of the person: nobody without an id, or whose behaviour may not be analysed, takes part.
+
+        Nor does whom the store cannot name: an alias might be given another arm than its person.
+        """
+        person = self.profile.user_id or self.query.user_id
+        if not running or not person or self.stranger or not allows(self.profile.consent, "analytics"):
+            return {}
+        return assigned(running, person, self._facts_as_it_is, self.seconds)
+
+    def _facts_as_it_is(self) -> Facts:
+        """What a condition may ask of the request as it is without experiments: this one has no placement yet."""
+        return Work(self.query, self.snapshot, self.profile, stranger=self.stranger, arms={}).facts
 
     @cached_property
+    def _past(self) -> tuple[tuple[HistoryEvent, ...], Rows]:
+        events = self.profile.history if self.query.personalized else ()
+        rows = self.catalogue.rows(event.item_id for event in events)
+        if len(rows) and int(rows.min()) < 0:
+            events = [event for event, row in zip(events, rows.tolist(), strict=True) if row >= 0]
+            rows = rows[rows >= 0]
+        return tuple(events), rows
+
+    @property
     def history(self) -> tuple[HistoryEvent, ...]:
         """The person's events with items that exist now, oldest first; empty for a request without personalization."""
-        if not self.query.personalized:
-            return ()
-        row = self.catalogue.row
-        return tuple(event for event in self.profile.history if row(event.item_id) >= 0)
+        return self._past[0]
 
-    @cached_property
+    @property
     def history_rows(self) -> Rows:
         """Rows [L] of `history`."""
-        return self.catalogue.rows(event.item_id for event in self.history)
+        return self._past[1]
+
+    @cached_property
+    def history_vectors(self) -> Floats:
+        """Vectors [L, D] of the latest events, as many as the user tower reads."""
+        return self.catalogue.vectors(self.history_rows[-self.snapshot.bundle.manifest.towers.max_history :])
+
+    @cached_property
+    def due(self) -> Mapping[int, Repeat]:
+        """What the person will need again now, by row, the longest due first; nothing without personalization."""
+        found = due(self.snapshot, self.profile, self.seconds) if self.query.personalized else []
+        return {one.row: one for one in found}
+
+    @cached_property
+    def anchors(self) -> tuple[Anchor, ...]:
+        """The latest items that the person touched and did not dislike, each once, the last one first."""
+        kind, title = self.snapshot.bundle.spec.event_kind, self.catalogue.title
+        found: dict[str, Anchor] = {}
+        for event, row in zip(reversed(self.history), reversed(self.history_rows.tolist()), strict=True):
+            if event.item_id not in found and kind(event.event_type).weight > 0:
+                found[event.item_id] = Anchor(item_id=event.item_id, title=title(row), event_type=event.event_type)
+                if len(found) == ANCHORS:
+                    break
+        return tuple(found.values())
+
+    @cached_property
+    def anchor(self) -> Anchor | None:
+        """The item that this list starts from: the one of the request, or the person's latest where a source needs one."""
+        query = self.query
+        named = query.similar_to or query.anchor
+        if query.candidates is not None or (query.similar_to is None and not self.placement.anchored):
+            return None
+        if named is None:
+            return next(iter(self.anchors), None)
+        if query.similar_to is None:
+            for one in self.anchors:
+                if one.item_id == named:
+                    return one
+        row = self.catalogue.row(named)
+        return Anchor(item_id=named, title=self.catalogue.title(row) if row >= 0 else named)
 
     @cached_property
     def user_vector(self) -> Floats:
         """Query vector [D]: the person as the user tower sees them now, or the item that others are to resemble."""
-        bundle = self.snapshot.bundle
         if self.query.similar_to is not None:
             itself: Floats = self.catalogue.vectors(self.catalogue.rows([self.query.similar_to]))[0]
             return itself
+        return self.person_vector
+
+    @cached_property
+    def person_vector(self) -> Floats:
+        """The person as the user tower sees them now [D]."""
+        bundle = self.snapshot.bundle
         events = self.history[-bundle.manifest.towers.max_history :]
-        rows = self.history_rows[len(self.history) - len(events) :]
         return bundle.encode_user(
-            self.catalogue.vectors(rows),
+            self.history_vectors,
             np.array([bundle.spec.event_row(event.event_type) for event in events], dtype=np.int64),
             np.array([event.timestamp for event in events], dtype=np.float64),
             bundle.spec.context_tokens(
-                self.profile.attributes,
+                self.profile.attributes if self.query.personalized else {},
                 self.query.context,
                 self.seconds,
                 events[-1].timestamp if events else None,
@@ -110,11 +271,31 @@ class Work:
         """Whether the slate is as long as asked, or as long as it can be."""
         return len(self.slate) >= self.query.k or self.exhausted
 
+    @property
+    def as_found(self) -> bool:
+        """Whether the sources say the order."""
+        return self.placement.order == "found" and self.query.candidates is None
+
+    def sibling(self, query: Query, *, arms: Mapping[str, str] | None = None) -> Work:
+        """Another list for the same person at the same moment; what is known of them by now is not computed again."""
+        other = Work(query, self.snapshot, self.profile, stranger=self.stranger, hurry_at=self.hurry_at, arms=arms)
+        shared = {"seconds"}
+        if other.query.context == self.query.context:
+            shared.add("facts")
+        if other.query.personalized == self.query.personalized:
+            shared |= {"history", "history_rows", "anchors"}
+            if "facts" in shared:
+                shared.add("person_vector")
+            if other.query.similar_to == self.query.similar_to and "facts" in shared:
+                shared.add("user_vector")
+        other.__dict__.update({name: value for name, value in self.__dict__.items() if name in shared})
+        return other
+
     def again(self) -> None:
         """Start over with a fourfold search: late rules left the list short, and there is more to be had."""
         self.wanted *= 4
         self.allowed = ~self.catalogue.retired_rows
-        self.candidates = Candidates.empty()
+        self._found, self._candidates, self.finds = {}, None, {}
         self.slate, self.effects, self.trace = [], {}, []
 
     def relevance(self, rows: Rows) -> Floats:
@@ -133,69 +314,68 @@ class Work:
 
     def join(self, rows: Rows, source: str) -> None:
         """Add the rows a source found; one that is there already only gets the source's bit."""
-        bit = np.uint32(1 << self.snapshot.sources.index(source))
-        rows = rows[np.sort(np.unique(rows, return_index=True)[1])]
-        known = np.isin(self.candidates.rows, rows)
-        old = replace(self.candidates, found_by=self.candidates.found_by | (known * bit))
-        new = rows[~np.isin(rows, old.rows)]
-        scores = self.relevance(new)
-        self.candidates = Candidates(
-            rows=np.concatenate([old.rows, new]),
-            found_by=np.concatenate([old.found_by, np.full(len(new), bit, dtype=np.uint32)]),
-            retrieval=np.concatenate([old.retrieval, scores]),
-            score=np.concatenate([old.score, scores]),
-        )
+        # A dictionary keeps the order and knows every row once; sorting arrays after each source cost several times that.
+        bit, found = 1 << self.snapshot.sources.index(source), self._found
+        for row in rows.tolist():
+            found[row] = found.get(row, 0) | bit
+        self._candidates = None
 
     def found_by(self, found: int) -> list[str]:
         """Names of the sources behind the bits of one candidate."""
         return [name for bit, name in enumerate(self.snapshot.sources) if found >> bit & 1]
 
-    def to_wire(self, needs: Sequence[int]) -> bytes:
+    def to_wire(self) -> bytes:
+        """The request as bytes for another deployment."""
+        return encoded(self.wire())
+
+    def wire(self) -> dict[str, Any]:
         """Everything another deployment needs to go on; rows become ids, because rows are private to a replica.
 
-        `needs` are the catalogue revision and policy version the far side must have caught up with.
+        `needs` are the catalogue revision and policy version the far side must have caught up with; clocks are not
+        shared, so the time until the hurry travels as seconds (null: for ever).
         """
         one = self.candidates
-        return orjson.dumps(
-            {
-                "needs": needs,
-                "query": asdict(self.query),
-                "profile": [
-                    self.profile.user_id,
-                    self.profile.attributes,
-                    self.profile.events,
-                    self.profile.last_seen,
-                    [tuple(event) for event in self.profile.history],
-                ],
-                "model": self.snapshot.bundle.name,
-                "user": self.user_vector if self.candidates or self.slate else None,
-                "ids": [self.catalogue.id(row) for row in one.rows.tolist()],
-                "found_by": one.found_by,
-                "retrieval": one.retrieval,
-                "score": one.score,
-                "slate": [
-                    [self.catalogue.id(place.row), place.score, [asdict(reason) for reason in place.reasons]]
-                    for place in self.slate
-                ],
-                "effects": [
-                    [self.catalogue.id(row), [asdict(reason) for reason in reasons]]
-                    for row, reasons in self.effects.items()
-                ],
-                "trace": self.trace,
-                "degraded": self.degraded,
-                "milliseconds": self.milliseconds,
-                "wanted": self.wanted,
-                "exhausted": self.exhausted,
-            },
-            option=orjson.OPT_SERIALIZE_NUMPY,
-        )
-
-    @staticmethod
-    def degraded_wire(payload: bytes, stage: str) -> bytes:
-        """The same request, noted to have done without a stage."""
-        raw = orjson.loads(payload)
-        raw["degraded"].append(stage)
-        return orjson.dumps(raw)
+        left = self.hurry_at - time.monotonic()
+        return {
+            "needs": [self.snapshot.revision, self.snapshot.policy.version],
+            "hurry_s": left if math.isfinite(left) else None,
+            "stranger": self.stranger,
+            "query": asdict(self.query),
+            "profile": [
+                self.profile.user_id,
+                self.profile.attributes,
+                self.profile.events,
+                self.profile.last_seen,
+                [tuple(event) for event in self.profile.history],
+                self.profile.consent,
+            ],
+            "model": self.snapshot.bundle.name,
+            "user": self.__dict__.get("user_vector"),
+            "ids": [self.catalogue.id(row) for row in one.rows.tolist()],
+            "found_by": one.found_by,
+            "retrieval": one.retrieval,
+            "score": one.score,
+            "slate": [
+                [
+                    self.catalogue.id(place.row),
+                    place.score,
+                    [asdict(reason) for reason in place.reasons],
+                    place.propensity,
+                ]
+                for place in self.slate
+            ],
+            "effects": [
+                [self.catalogue.id(row), [asdict(reason) for reason in reasons]]
+                for row, reasons in self.effects.items()
+            ],
+            "trace": self.trace,
+            "degraded": self.degraded,
+            "arms": self.arms,
+            "unserved": self.unserved,
+            "milliseconds": self.milliseconds,
+            "wanted": self.wanted,
+            "exhausted": self.exhausted,
+        }
 
     @classmethod
     def from_wire(cls, raw: Mapping[str, Any], snapshot: Snapshot) -> Work:
@@ -203,36 +383,66 @@ class Work:
 
         `raw` is the decoded form of what `to_wire` made.
         """
-        query = Query(**raw["query"] | {"now": datetime.fromisoformat(raw["query"]["now"]).astimezone(UTC)})
-        user_id, attributes, events, last_seen, history = raw["profile"]
+        user_id, attributes, events, last_seen, history, consent = raw["profile"]
         profile = Profile(
             user_id=user_id,
             attributes=attributes,
             events=events,
             last_seen=last_seen,
             history=[HistoryEvent(*event) for event in history],
+            consent=consent,
         )
-        work = cls(query, snapshot, profile)
-        if raw["user"] is not None and raw["model"] == snapshot.bundle.name:
-            work.__dict__["user_vector"] = np.asarray(raw["user"], dtype=np.float32)
-        rows = snapshot.catalogue.rows(raw["ids"])
-        work.candidates = Candidates(
+        left = math.inf if raw["hurry_s"] is None else raw["hurry_s"]
+        hurry_at = time.monotonic() + left
+        query, stranger = query_from(raw["query"]), raw["stranger"]
+        work = cls(query, snapshot, profile, stranger=stranger, hurry_at=hurry_at, arms=raw["arms"])
+        work.take_up(raw)
+        return work
+
+    def take_up(self, raw: Mapping[str, Any]) -> None:
+        """Go on from what the other deployment found so far."""
+        catalogue = self.catalogue
+        if raw["user"] is not None and raw["model"] == self.snapshot.bundle.name:
+            self.__dict__["user_vector"] = np.asarray(raw["user"], dtype=np.float32)
+            if self.query.similar_to is None:
+                self.__dict__["person_vector"] = self.__dict__["user_vector"]
+        rows = catalogue.rows(raw["ids"])
+        self.candidates = Candidates(
             rows=rows,
             found_by=np.asarray(raw["found_by"], dtype=np.uint32),
             retrieval=np.asarray(raw["retrieval"], dtype=np.float32),
             score=np.asarray(raw["score"], dtype=np.float32),
         ).take(rows >= 0)
-        work.slate = [
-            Place(row, score, tuple(Reason(**reason) for reason in reasons))
-            for row, score, reasons in _with_rows(raw["slate"], snapshot.catalogue)
+        self.slate = [
+            Place(row, score, tuple(Reason(**reason) for reason in reasons), propensity)
+            for row, score, reasons, propensity in _with_rows(raw["slate"], catalogue)
         ]
-        work.effects = {
-            row: [Reason(**reason) for reason in reasons]
-            for row, reasons in _with_rows(raw["effects"], snapshot.catalogue)
+        self.effects = {
+            row: [Reason(**reason) for reason in reasons] for row, reasons in _with_rows(raw["effects"], catalogue)
         }
-        work.trace, work.degraded = raw["trace"], raw["degraded"]
-        work.milliseconds, work.wanted, work.exhausted = raw["milliseconds"], raw["wanted"], raw["exhausted"]
-        return work
+        self.trace, self.degraded = raw["trace"], raw["degraded"]
+        self.milliseconds, self.wanted, self.exhausted = raw["milliseconds"], raw["wanted"], raw["exhausted"]
+        self.unserved = raw["unserved"]
+
+
+def encoded(wire: Mapping[str, Any]) -> bytes:
+    """A request, or several of them, as bytes."""
+    return orjson.dumps(wire, option=orjson.OPT_SERIALIZE_NUMPY, default=lambda model: model.model_dump(mode="json"))
+
+
+def query_from(raw: Mapping[str, Any]) -> Query:
+    """A query from its form on the wire."""
+    draft = raw["draft"] and Placement(**raw["draft"])
+    return Query(**{**raw, "now": datetime.fromisoformat(raw["now"]).astimezone(UTC), "draft": draft})
+
+
+def _completed(query: Query, placement: Placement) -> Query:
+    """A query with what the placement says where the request says nothing."""
+    channel = placement.channel is not None and "channel" not in query.context
+    if query.k and not channel:
+        return query
+    context = {**query.context, "channel": placement.channel} if channel else query.context
+    return replace(query, k=query.k or placement.k, context=context)
 
 
 def _with_rows(entries: Iterable[list[Any]], catalogue: Catalogue) -> Iterable[tuple[Any, ...]]:

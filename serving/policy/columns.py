@@ -268,6 +268,32 @@ class Column:
         values = (part.value(row) for part in self.parts)
         return next((value for value in values if value is not None), None)
 
+    def values(self, rows: npt.NDArray[np.int64]) -> list[Cell | tuple[Cell, ...] | None]:
+        """Return the values of many rows, as `value` has them."""
+        if len(self.parts) == 1 and self.parts[0].owners is None:
+            part = self.parts[0]
+            codes = part.codes[rows]
+            found = part.vocabulary[np.maximum(codes, 0)].tolist() if len(part.vocabulary) else [None] * len(rows)
+            return [value if code >= 0 else None for value, code in zip(found, codes.tolist(), strict=True)]
+        return [self.value(row) for row in rows.tolist()]
+
+    @cached_property
+    def numbers(self) -> npt.NDArray[np.float64]:
+        """[n] the number of each row, NaN where it has none or several."""
+        found = np.full(self.size, np.nan)
+        for part in self.parts:
+            if part.kind is float and part.owners is None:
+                here = part.codes >= 0
+                found[here] = part.vocabulary[part.codes[here]]
+        found.flags.writeable = False
+        return found
+
+    @cached_property
+    def typical(self) -> float | None:
+        """The median of the numbers above 0, None if there are none."""
+        above = self.numbers[self.numbers > 0]
+        return float(np.median(above)) if len(above) else None
+
     def present(self) -> Mask:
         """[n] rows that have a value."""
         return self._any(part.present() for part in self.parts)

@@ -12,35 +12,71 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from embeddings.errors import InputError, unknown_name
+from serving.policy.arms import NOTHING, Changes
 from serving.policy.columns import ItemColumns, Mask
 from serving.policy.conditions import Condition
-from serving.policy.placements import DEFAULT, Placement, parse_placement
-from serving.policy.rules import Boost, Bury, Cap, Exclude, Include, Pin, Rule, parse_rule
+from serving.policy.contents import CONTENTS, Content
+from serving.policy.kinds import C, D, Kind, PolicyDocument, References
+from serving.policy.layers import EXPERIMENTS
+from serving.policy.layouts import LAYOUTS, Layout, layout_of
+from serving.policy.placements import DEFAULT, PLACEMENTS, READY_MADE, Placement
+from serving.policy.rules import RULES, Boost, Bury, Cap, Exclude, Include, Pin, Rule
+from serving.policy.segments import SEGMENTS, Segments
 
-RULE = "rule"
-PLACEMENT = "placement"
-KINDS = (RULE, PLACEMENT)
+KINDS: tuple[Kind[Any, Any], ...] = (PLACEMENTS, SEGMENTS, RULES, CONTENTS, LAYOUTS, EXPERIMENTS)
+"""Every kind of documents. A document may speak of those of its own kind and of the kinds before it."""
+
+KNOWN_ALREADY: Mapping[str, Callable[[], Any]] = MappingProxyType({})
+
 REFRESH_S = 60.0
 """Masks that depend on the time are computed again after this long."""
 
 MAX_COMBINATIONS = 16
-Document = TypeVar("Document", Rule, Placement)
+
+
+class Facts(dict[str, Any]):
+    """A row of facts, of which some are found out when somebody asks for them, once."""
+
+    __slots__ = ("_later",)
+
+    def __init__(self, known: Mapping[str, Any], later: Mapping[str, Callable[[], Any]] = KNOWN_ALREADY) -> None:
+        super().__init__(known)
+        self._later = dict(later)
+        for name in self._later:
+            self.pop(name, None)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a fact, or the default."""
+        if name in self._later:
+            self[name] = self._later.pop(name)()
+        return super().get(name, default)
+
+    def with_fact(self, name: str, value: Any) -> Facts:
+        """The same row with one fact more, or another."""
+        row = Facts(self, {one: find for one, find in self._later.items() if one != name})
+        row[name] = value
+        return row
 
 
 def facts(
-    user_attributes: Mapping[str, Any], events_count: int, context: Mapping[str, Any], now: float
-) -> dict[str, Any]:
+    user_attributes: Mapping[str, Any],
+    events_count: int,
+    context: Mapping[str, Any],
+    now: float,
+    later: Mapping[str, Callable[[], Any]] = KNOWN_ALREADY,
+) -> Facts:
     """Build the row that `when` is asked of; `now` in seconds since 1970, hours and days are those of UTC.
 
-    `user.events` is always the number of events, even if the person has an attribute of that name.
+    `user.events` is always the number of events, even if the person has an attribute of that name. `later` has facts that
+    cost something, by name, and how to find them out.
     """
     moment = datetime.fromtimestamp(now, UTC)
-    return {
+    known = {
         **{f"user.{name}": value for name, value in user_attributes.items()},
         **{f"context.{name}": value for name, value in context.items()},
         "user.events": events_count,
@@ -48,6 +84,7 @@ def facts(
         "time.weekday": moment.weekday(),
         "time.date": moment.date().isoformat(),
     }
+    return Facts(known, later)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,40 +141,128 @@ class ActiveRules:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Every valid document of one version: rules in order, placements by id, and the problems of the others."""
+    """Every valid document of one version by kind and id, what its kind made of them, and the problems of the others."""
 
     version: int
-    rules: tuple[Rule, ...]
-    placements: Mapping[str, Placement]
+    documents: Mapping[str, Mapping[str, PolicyDocument]]
+    made: Mapping[str, Any]
     problems: tuple[Problem, ...]
 
     @classmethod
     def compile(
-        cls, documents: Mapping[str, Sequence[Mapping[str, Any]]], *, version: int, item_attributes: Iterable[str]
+        cls,
+        documents: Mapping[str, Sequence[Mapping[str, Any]]],
+        *,
+        version: int,
+        item_attributes: Iterable[str] | None,
     ) -> Policy:
-        """Compile stored documents by kind (`KINDS`); never raises for what a document contains.
+        """Compile stored documents by the name of their kind; never raises for what a document contains.
 
-        A document that does not validate against today's catalogue, and one whose id was there already, is left out
-        and listed in `problems`.
+        `item_attributes` are those of today's catalogue (None: there is none yet). A document that does not validate
+        against them, one whose id was there already, and one that its kind's hook reports, is listed in `problems`. An
+        include or exclude rule whose attribute no item has (any more) is listed too, but stays in force as it reads: an
+        include rule then lets nothing pass, because what it asks for cannot be shown to hold.
         """
-        known = frozenset(item_attributes)
-        strangers = sorted(set(map(str, documents)) - set(KINDS))
-        problems = [Problem(kind, "", unknown_name("kind", kind, KINDS).message) for kind in strangers]
-        rules = _valid(RULE, documents.get(RULE, ()), lambda raw: parse_rule(raw, item_attributes=known), problems)
-        placements = _valid(PLACEMENT, documents.get(PLACEMENT, ()), parse_placement, problems)
-        ordered = tuple(sorted(rules.values(), key=lambda rule: rule.order))
-        return cls(version, ordered, MappingProxyType(placements), tuple(problems))
+        known = None if item_attributes is None else frozenset(item_attributes)
+        names = [kind.name for kind in KINDS]
+        strangers = sorted(set(map(str, documents)) - set(names))
+        problems = [Problem(name, "", unknown_name("kind", name, names).message) for name in strangers]
+        valid: dict[str, Mapping[str, PolicyDocument]] = {}
+        made: dict[str, Any] = {}
+        for kind in KINDS:
+            references = References(item_attributes=known, documents=valid)
+            found = {**kind.ready_made, **_valid(kind, documents.get(kind.name, ()), references, problems)}
+            made[kind.name], wrong = _compiled(kind, found, references)
+            problems += wrong
+            left_out = {problem.id for problem in wrong}
+            valid[kind.name] = MappingProxyType({name: one for name, one in found.items() if name not in left_out})
+        return cls(version, MappingProxyType(valid), MappingProxyType(made), tuple(problems))
+
+    def of(self, kind: Kind[D, C]) -> C:
+        """What a kind made of its documents."""
+        return cast(C, self.made[kind.name])
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Every rule, in order."""
+        return self.of(RULES)
+
+    @property
+    def placements(self) -> Mapping[str, Placement]:
+        """Every placement, by id."""
+        return self.of(PLACEMENTS)
+
+    def admit(self, kind: Kind[D, C], raw: Mapping[str, Any], *, item_attributes: Iterable[str] | None) -> D:
+        """Validate a raw document as it would stand among those in force; raises `InputError`."""
+        known = None if item_attributes is None else frozenset(item_attributes)
+        references = References(item_attributes=known, documents=self.documents)
+        document = kind.parse(raw, references)
+        among = {**cast(Mapping[str, D], self.documents[kind.name]), document.id: document}
+        for problem in _compiled(kind, among, references)[1]:
+            if problem.id == document.id:
+                raise InputError(problem.message, field=problem.field)
+        return document
+
+    def with_rules(self, rules: Iterable[Rule]) -> Policy:
+        """The same policy with some rules in place of those of the same id, or beside the others."""
+        among = {**cast(Mapping[str, Rule], self.documents[RULES.name]), **{rule.id: rule for rule in rules}}
+        made = {**self.made, RULES.name: tuple(sorted(among.values(), key=lambda rule: rule.order))}
+        documents = {**self.documents, RULES.name: MappingProxyType(among)}
+        return Policy(self.version, MappingProxyType(documents), MappingProxyType(made), self.problems)
+
+    def problem(self, kind: Kind[D, C], name: str) -> str | None:
+        """What is wrong with a stored document, in a sentence; None if nothing is."""
+        return next((one.message for one in self.problems if (one.kind, one.id) == (kind.name, name)), None)
+
+    @property
+    def segments(self) -> Segments:
+        """Every segment."""
+        return self.of(SEGMENTS)
 
     def placement(self, name: str) -> Placement:
-        """Return the placement of this id, else the stored one called "default", else `DEFAULT`."""
-        return self.placements.get(name) or self.placements.get(DEFAULT.id) or DEFAULT
+        """Return the placement of this id, stored or ready-made, else the stored one called "default", else `DEFAULT`."""
+        return self.placements.get(name) or READY_MADE.get(name) or self.placements.get(DEFAULT.id) or DEFAULT
 
-    def applicable(self, placement: str, row: Mapping[str, Any], now: float) -> tuple[Rule, ...]:
-        """Return the rules in force whose `when` holds for the facts in `row`, in order."""
+    @property
+    def contents(self) -> Mapping[str, Content]:
+        """Every content and every alert, by id."""
+        return self.of(CONTENTS)
+
+    def layout(self, name: str) -> Layout:
+        """Return the layout of a page; raises `NotFound` that lists those there are."""
+        return layout_of(self.of(LAYOUTS), name)
+
+    def applicable(
+        self,
+        placement: str,
+        row: Mapping[str, Any],
+        now: float,
+        *,
+        stranger: bool = False,
+        guarding: Mapping[str, Any] | None = None,
+        whose: str | None = None,
+        changes: Changes = NOTHING,
+    ) -> tuple[Rule, ...]:
+        """Return the rules in force whose `when` holds for the facts in `row`, in order.
+
+        `stranger`: the facts about the person could not be read. An include or exclude rule that asks for one is in
+        force then: it may be there to protect just this person. `guarding` are the facts that such rules are asked of,
+        if they may know more than the others. `whose` is the person's id, for rules that are for a share of the people.
+        `changes` switch rules on and off.
+        """
+        known = row if guarding is None else guarding
+        on, off = changes.rules_on, changes.rules_off
         return tuple(
             rule
             for rule in self.rules
-            if rule.in_force(placement, now) and (rule.when is None or rule.when.matches(row, now=now))
+            if rule.in_force(placement, now, enabled=rule.enabled or rule.id in on)
+            and rule.id not in off
+            and rule.reaches(whose)
+            and (
+                rule.when is None
+                or rule.when.matches(known if rule.guards_people else row, now=now)
+                or (stranger and rule.guards_people)
+            )
         )
 
     def bind(self, columns: ItemColumns, *, now: float | None = None) -> BoundPolicy:
@@ -146,22 +271,33 @@ class Policy:
 
 
 def _valid(
-    kind: str,
-    documents: Sequence[Mapping[str, Any]],
-    parse: Callable[[Mapping[str, Any]], Document],
-    problems: list[Problem],
-) -> dict[str, Document]:
-    valid: dict[str, Document] = {}
+    kind: Kind[D, C], documents: Sequence[Mapping[str, Any]], references: References, problems: list[Problem]
+) -> dict[str, D]:
+    valid: dict[str, D] = {}
+    refused = []
     for raw in documents:
         name = str(raw.get("id", "")) if isinstance(raw, Mapping) else ""
         try:
-            document = parse(raw)
+            document = kind.parse(raw, references)
             if document.id in valid:
                 raise InputError(f"id: '{document.id}' occurs more than once", field="id")
             valid[document.id] = document
         except InputError as error:
-            problems.append(Problem(kind, name, error.message, error.field))
+            problems.append(Problem(kind.name, name, error.message, error.field))
+            refused.append(raw)
+    for raw in refused:
+        if (still := kind.despite(raw)) is not None:
+            valid.setdefault(still.id, still)
     return valid
+
+
+def _compiled(kind: Kind[D, C], documents: Mapping[str, D], references: References) -> tuple[C, list[Problem]]:
+    problems: list[Problem] = []
+
+    def report(name: str, error: InputError) -> None:
+        problems.append(Problem(kind.name, name, error.message, error.field))
+
+    return kind.compile(documents, references, report), problems
 
 
 class _State:
@@ -193,7 +329,9 @@ class BoundPolicy:
     def __init__(self, policy: Policy, columns: ItemColumns, *, now: float) -> None:
         self.policy = policy
         self.columns = columns
-        rules = [rule for rule in policy.rules if rule.enabled and rule.items is not None]
+        tested = policy.of(EXPERIMENTS).rules_on
+        enabled = (rule for rule in policy.rules if rule.enabled or rule.id in tested)
+        rules = [rule for rule in enabled if rule.items is not None]
         self._timed = tuple(rule for rule in rules if rule.items is not None and rule.items.timed)
         self._state = _State(self._masks(rules, now), now)
 

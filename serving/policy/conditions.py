@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,10 +29,36 @@ MAX_NODES = 200
 MAX_VALUES = 1000
 MAX_TEXT = 256
 MAX_DAYS = 36_525.0
+MAX_COUNT = 1000
+"""Of a history no more is remembered."""
+
+ANY = "any"
 
 OPS = ("eq", "ne", "lt", "le", "gt", "ge", "in", "contains", "between", "exists", "within_days")
 
 Scalar = bool | int | float | str
+
+HISTORY = "history"
+"""Under which name a row of facts holds the `Behaviour` of the person."""
+
+
+class Behaviour(Protocol):
+    """What a person did, as a condition may ask."""
+
+    def count(self, event_type: str | None, items: Condition | None, since: float) -> int:
+        """How often they did something, with items that fulfil a condition, since a moment in seconds since 1970."""
+
+
+class Leaf(Protocol):
+    """A node without children."""
+
+    @property
+    def attribute(self) -> str:
+        """What it asks for."""
+
+    @property
+    def op(self) -> str:
+        """How it asks."""
 
 
 class Condition(ABC):
@@ -51,18 +77,22 @@ class Condition(ABC):
     @property
     def timed(self) -> bool:
         """Whether the outcome changes as time goes by, the rows being the same."""
-        return any(leaf.op == "within_days" for leaf in self._leaves())
+        return any(leaf.op in ("within_days", "did") for leaf in self._leaves())
 
     def attributes(self) -> frozenset[str]:
         """Every attribute that is named in it."""
         return frozenset(leaf.attribute for leaf in self._leaves())
+
+    def comparisons(self, attribute: str) -> list[Comparison]:
+        """Every comparison of an attribute that is in it."""
+        return [leaf for leaf in self._leaves() if isinstance(leaf, Comparison) and leaf.attribute == attribute]
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON that `parse` reads back into an equal tree."""
         return self._json()
 
     @abstractmethod
-    def _leaves(self) -> Iterator[Comparison]: ...
+    def _leaves(self) -> Iterator[Leaf]: ...
 
     @abstractmethod
     def _json(self) -> dict[str, Any]: ...
@@ -78,7 +108,7 @@ class Condition(ABC):
 class _Group(Condition):
     children: tuple[Condition, ...]
 
-    def _leaves(self) -> Iterator[Comparison]:
+    def _leaves(self) -> Iterator[Leaf]:
         return chain.from_iterable(child._leaves() for child in self.children)
 
 
@@ -118,7 +148,7 @@ class Not(Condition):
 
     child: Condition
 
-    def _leaves(self) -> Iterator[Comparison]:
+    def _leaves(self) -> Iterator[Leaf]:
         return self.child._leaves()
 
     def _json(self) -> dict[str, Any]:
@@ -143,7 +173,7 @@ class Comparison(Condition):
     def __post_init__(self) -> None:
         object.__setattr__(self, "_selection", _selection(self.op, self.value))
 
-    def _leaves(self) -> Iterator[Comparison]:
+    def _leaves(self) -> Iterator[Leaf]:
         yield self
 
     def _json(self) -> dict[str, Any]:
@@ -171,6 +201,49 @@ class Comparison(Condition):
     def _since(self, now: float) -> float:
         assert isinstance(self.value, int | float)
         return now - self.value * DAY_S
+
+
+@dataclass(frozen=True, slots=True)
+class Did(Condition):
+    """The person did something at least so often: `{"did": "view", "items": {...}, "days": 7, "at_least": 2}`.
+
+    `items` is a condition over the items they did it with, `days` how far back it counts; None: any, and ever. The event
+    type `any` is every one.
+    """
+
+    event_type: str
+    items: Condition | None = None
+    days: float | None = None
+    at_least: int = 1
+
+    @property
+    def attribute(self) -> str:
+        """What it asks for."""
+        return HISTORY
+
+    @property
+    def op(self) -> str:
+        """How it asks."""
+        return "did"
+
+    def _leaves(self) -> Iterator[Leaf]:
+        yield self
+
+    def _json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"did": self.event_type, "at_least": self.at_least}
+        if self.items is not None:
+            found["items"] = self.items.to_json()
+        return found if self.days is None else found | {"days": self.days}
+
+    def _matches(self, row: Mapping[str, Any], now: float) -> bool:
+        behaviour: Behaviour | None = row.get(HISTORY)
+        if behaviour is None:
+            return False
+        since = -math.inf if self.days is None else now - self.days * DAY_S
+        return behaviour.count(None if self.event_type == ANY else self.event_type, self.items, since) >= self.at_least
+
+    def _mask(self, columns: ItemColumns, now: float) -> Mask:
+        raise AssertionError("items do nothing: a condition over them is parsed without behaviour")
 
 
 def _instant(cell: float | str) -> float:
@@ -214,20 +287,32 @@ def _order(op: str, low: float | str, high: float | str) -> Span:
             return Span(low=low)
 
 
-def parse(raw: Mapping[str, Any], *, known: Iterable[str] | None, field: str = "filter") -> Condition:
+def parse(
+    raw: Mapping[str, Any],
+    *,
+    known: Iterable[str] | None,
+    field: str = "filter",
+    behaviour: bool = False,
+    items: Collection[str] | None = None,
+) -> Condition:
     """Read a condition from JSON.
 
-    `known` are the attributes that may be named (None: any). Raises `InputError` that says what is wrong and, in
+    `known` are the attributes that may be named (None: any). With `behaviour` it may ask what a person did, with items of
+    which the attributes `items` may be named (None: any). Raises `InputError` that says what is wrong and, in
     `field`, where: "filter.all.1.value". Bounds: `MAX_DEPTH` levels, `MAX_NODES` nodes, `MAX_VALUES` values in a list.
     """
     names = known if known is None or isinstance(known, Collection) else frozenset(known)
-    return _Parser(names, field).node(raw, field, 1)
+    return _Parser(names, field, behaviour, items).node(raw, field, 1)
 
 
 class _Parser:
-    def __init__(self, known: Collection[str] | None, root: str) -> None:
+    def __init__(
+        self, known: Collection[str] | None, root: str, behaviour: bool, items: Collection[str] | None
+    ) -> None:
         self.known = known
         self.root = root
+        self.behaviour = behaviour
+        self.items = items
         self.nodes = 0
 
     def node(self, raw: object, path: str, depth: int) -> Condition:
@@ -245,7 +330,27 @@ class _Parser:
         if "not" in raw:
             _only(raw, ("not",), path)
             return Not(self.node(raw["not"], f"{path}.not", depth + 1))
+        if self.behaviour and "did" in raw:
+            return self._did(raw, path, depth)
         return self._comparison(raw, path)
+
+    def _did(self, raw: Mapping[str, Any], path: str, depth: int) -> Did:
+        _only(raw, ("did", "items", "days", "at_least"), path)
+        event_type, items, days, at_least = raw["did"], raw.get("items"), raw.get("days"), raw.get("at_least", 1)
+        if not isinstance(event_type, str) or not 1 <= len(event_type) <= MAX_TEXT:
+            raise _wrong(f"{path}.did", f"must be an event type, or '{ANY}'")
+        if days is not None and (
+            isinstance(days, bool) or not isinstance(days, int | float) or not 0 < days <= MAX_DAYS
+        ):
+            raise _wrong(f"{path}.days", f"must be a number of days above 0 and up to {MAX_DAYS:.0f}")
+        if isinstance(at_least, bool) or not isinstance(at_least, int) or not 1 <= at_least <= MAX_COUNT:
+            raise _wrong(f"{path}.at_least", f"must be a whole number of 1 to {MAX_COUNT}; for none, use 'not'")
+        if items is None:
+            return Did(event_type, None, days, at_least)
+        inner = _Parser(self.items, f"{path}.items", False, None)
+        found = inner.node(items, f"{path}.items", depth + 1)
+        self.nodes += inner.nodes
+        return Did(event_type, found, days, at_least)
 
     def _children(self, raw: Mapping[str, Any], key: str, path: str, depth: int) -> tuple[Condition, ...]:
         _only(raw, (key,), path)

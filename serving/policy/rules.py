@@ -26,18 +26,22 @@ from pydantic import (
 )
 
 from embeddings.errors import InputError, unknown_name
-from embeddings.schema import Id, Row, Text, first_error
+from embeddings.ids import bucket
+from embeddings.schema import Id, Row, first_error
 from serving.policy.columns import FIELDS
-from serving.policy.conditions import Condition, parse
+from serving.policy.conditions import HISTORY, Condition, parse
+from serving.policy.contradictions import contradiction
+from serving.policy.kinds import Kind, PolicyDocument, References, Report
 
 MAX_PLACEMENTS = 100
+BUCKETS = 1_000_000
 _NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,63}"
 
 
 class FactNames(Collection[str]):
     """The names that `when` may use: some are fixed, and any attribute of the user and of the context."""
 
-    fixed = ("time.date", "time.hour", "time.weekday", "user.events")
+    fixed = ("history.cart", "history.visits", "time.date", "time.hour", "time.weekday", "user.events", "user.segment")
     _open = re.compile(rf"(user|context)\.{_NAME}")
 
     def __contains__(self, name: object) -> bool:
@@ -51,6 +55,8 @@ class FactNames(Collection[str]):
 
 
 FACTS = FactNames()
+SEGMENT, SEGMENT_KIND = "user.segment", "segment"
+"""The fact that holds the segments a person is in, and the name of that kind of documents."""
 
 Whole = Annotated[int, Strict()]
 Factor = Annotated[float, Strict(), Field(allow_inf_nan=False)]
@@ -112,8 +118,10 @@ def _condition(raw: Any, info: ValidationInfo) -> Condition | None:
     if raw is None or isinstance(raw, Condition):
         return raw
     name = str(info.field_name)
-    known: Iterable[str] | None = FACTS if name == "when" else (info.context or {}).get("item_attributes")
-    return parse(raw, known=known, field=name)
+    items: Collection[str] | None = (info.context or {}).get("item_attributes")
+    if name != "when":
+        return parse(raw, known=items, field=name)
+    return parse(raw, known=(info.context or {}).get("facts", FACTS), field=name, behaviour=True, items=items)
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -131,17 +139,16 @@ Tree = Annotated[
 Instant = Annotated[datetime, AfterValidator(_in_utc)]
 
 
-class Rule(Row):
+class Rule(PolicyDocument):
     """One rule, as stored and as answered by the service (`model_dump(mode="json")`).
 
     Rules with a higher `priority` come first, equal ones in order of `id`. No `placements` means all of them; no `when`
-    means always. It is in force from `starts_at` until just before `ends_at`.
+    means always. It is in force from `starts_at` until just before `ends_at`, for a `share` of the people, always the same;
+    with a larger share more are added, and nobody drops out.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    id: Id
-    description: Text = ""
     enabled: StrictBool = True
     priority: Annotated[Whole, Field(ge=-1_000_000, le=1_000_000)] = 0
     placements: Annotated[tuple[Id, ...], Field(max_length=MAX_PLACEMENTS)] = ()
@@ -150,6 +157,7 @@ class Rule(Row):
     action: Action
     starts_at: Instant | None = None
     ends_at: Instant | None = None
+    share: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
 
     @model_validator(mode="after")
     def _parts_fit(self, info: ValidationInfo) -> Rule:
@@ -164,18 +172,49 @@ class Rule(Row):
             raise InputError(f"items: '{kind}' needs a condition that says which items", field="items")
         if self.starts_at and self.ends_at and self.starts_at >= self.ends_at:
             raise InputError("ends_at: must lie after starts_at", field="ends_at")
+        for name, condition in (("when", self.when), ("items", self.items)):
+            if (why := contradiction(condition)) is not None:
+                raise InputError(f"{name}: can never hold: {why}", field=name)
         return self
+
+    def reaches(self, user_id: str | None) -> bool:
+        """Whether a person is in its share; a rule for some people reaches nobody whose id is not known."""
+        if self.share >= 1:
+            return True
+        return bool(user_id) and bucket(str(user_id), BUCKETS, salt=f"rule {self.id}") < self.share * BUCKETS
 
     @property
     def order(self) -> tuple[int, str]:
         """Sort key: higher priority first, then by id."""
         return -self.priority, self.id
 
-    def in_force(self, placement: str, now: float) -> bool:
-        """Whether it is enabled, meant for the placement, and within its dates at `now` (seconds since 1970)."""
+    @property
+    def guards_people(self) -> bool:
+        """Whether it takes items away, depending on who asks."""
+        limits = isinstance(self.action, Include | Exclude)
+        return limits and self.when is not None and asks_for_people(self.when)
+
+    def in_force(self, placement: str, now: float, *, enabled: bool) -> bool:
+        """Whether it is meant for the placement and, if `enabled`, within its dates at `now` (seconds since 1970)."""
         started = self.starts_at is None or self.starts_at.timestamp() <= now
         over = self.ends_at is not None and self.ends_at.timestamp() <= now
-        return self.enabled and started and not over and (not self.placements or placement in self.placements)
+        return enabled and started and not over and (not self.placements or placement in self.placements)
+
+
+def asks_for_people(when: Condition) -> bool:
+    """Whether a condition asks for anything that is known of a person."""
+    return any(name.startswith(("user.", HISTORY)) for name in when.attributes())
+
+
+def check_segments(when: Condition | None, references: References, *, field: str) -> None:
+    """Raise `InputError` where a condition names a segment that there is none of."""
+    if when is None or SEGMENT_KIND not in references.documents:
+        return
+    known = references.ids(SEGMENT_KIND)
+    for leaf in when.comparisons(SEGMENT):
+        for value in leaf.value if isinstance(leaf.value, tuple) else (leaf.value,):
+            if leaf.op in ("eq", "ne", "in", "contains") and value not in known:
+                raise unknown_name("segment", str(value), known, field=field)
 
 
 def parse_rule(raw: Mapping[str, Any], *, item_attributes: Iterable[str] | None) -> Rule:
@@ -209,3 +248,26 @@ def _first_wrong(error: ValidationError) -> InputError:
         known = ", ".join(ACTIONS[str(place[1])].model_fields)
         return InputError(f"unknown field '{path}'; known: {known}", field=path)
     return InputError(f"{path}: {detail['msg']}", field=path)
+
+
+def _parsed(raw: Mapping[str, Any], references: References) -> Rule:
+    rule = parse_rule(raw, item_attributes=references.item_attributes)
+    check_segments(rule.when, references, field="when")
+    return rule
+
+
+def _in_order(rules: Mapping[str, Rule], references: References, report: Report) -> tuple[Rule, ...]:
+    return tuple(sorted(rules.values(), key=lambda rule: rule.order))
+
+
+def _limit(raw: Mapping[str, Any]) -> Rule | None:
+    """The rule, if it includes or excludes and is sound apart from the attributes it names."""
+    try:
+        rule = parse_rule(raw, item_attributes=None)
+    except InputError:
+        return None
+    return rule if isinstance(rule.action, Include | Exclude) else None
+
+
+RULES = Kind(name="rule", plural="rules", model=Rule, parse=_parsed, compile=_in_order, despite=_limit)
+"""Rules, compiled to all of them in order; one that includes or excludes stays in force when its attribute is gone."""

@@ -7,17 +7,20 @@ tells a replica, from any revision on, exactly what it has to encode again and w
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import orjson
-from pydantic import ValidationError
 from sqlalchemy import Connection, false, func, select
 
-from embeddings.errors import StoreError
 from embeddings.schema import Item
+from serving.store.checksums import checksum, refuse
 from serving.store.database import Database, advance, check_limit, chunks, hold, number
+from serving.store.news import News
 from serving.store.tables import ITEMS
+
+_STORED = (ITEMS.c.item_id, ITEMS.c.deleted, ITEMS.c.body, ITEMS.c.checksum)
 
 ITEMS_PER_REVISION = 1000
 """A larger upsert takes several revisions, so that a page of changes never has to be larger than this."""
@@ -46,11 +49,12 @@ class Catalogue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._body = database.prepared("SELECT body FROM items WHERE item_id = ? AND NOT deleted")
+        self.news = News(database)
+        self._item = database.prepared("SELECT item_id, deleted, body, checksum FROM items WHERE item_id = ?")
         self._revision = database.prepared("SELECT value FROM numbers WHERE name = 'catalogue'")
         insert = database.insert(ITEMS)
         new = insert.excluded
-        names = ("revision", "deleted", "search", "body")
+        names = ("revision", "deleted", "search", "body", "checksum")
         self._upsert = insert.on_conflict_do_update(
             index_elements=["item_id"],
             set_={name: new[name] for name in names},
@@ -70,6 +74,7 @@ class Catalogue:
         def work(connection: Connection) -> int:
             revision = hold(connection, "catalogue")
             for some in chunks(latest, ITEMS_PER_REVISION):
+                self.news.note(connection, some)
                 rows = [_row(item, revision + 1) for item in some]
                 if connection.execute(self._upsert, rows).first() is not None:
                     revision = advance(connection, "catalogue")
@@ -77,10 +82,28 @@ class Catalogue:
 
         return self._database.write(work)
 
+    def change(self, item_id: str, how: Callable[[Item], Item]) -> bool:
+        """Replace an item by what `how` makes of it, in one transaction; False where there is none."""
+        stored = select(*_STORED).where(ITEMS.c.item_id == item_id)
+
+        def work(connection: Connection) -> bool:
+            revision = hold(connection, "catalogue")
+            row = connection.execute(stored).first()
+            item = None if row is None else _item(*row)
+            if item is None:
+                return False
+            changed = how(item)
+            self.news.note(connection, [changed])
+            if connection.execute(self._upsert, [_row(changed, revision + 1)]).first() is not None:
+                advance(connection, "catalogue")
+            return True
+
+        return self._database.write(work)
+
     def get(self, item_id: str) -> Item | None:
-        """Return an item, or None where there is none or it was deleted."""
-        row = self._body(item_id)
-        return None if row is None else _item(row[0])
+        """Return an item, or None where there is none or it was deleted; raises `Damaged` as all reading of items does."""
+        row = self._item(item_id)
+        return None if row is None else _item(*row)
 
     def delete(self, item_id: str) -> bool:
         """Delete an item, leaving a tombstone; False where there was none.
@@ -92,7 +115,14 @@ class Catalogue:
         def work(connection: Connection) -> bool:
             revision = hold(connection, "catalogue") + 1
             existed = connection.execute(living).first() is not None
-            tombstone = {"item_id": item_id, "revision": revision, "deleted": True, "search": "", "body": ""}
+            tombstone = {
+                "item_id": item_id,
+                "revision": revision,
+                "deleted": True,
+                "search": "",
+                "body": "",
+                "checksum": checksum(item_id, True, ""),
+            }
             if connection.execute(self._upsert, [tombstone]).first() is not None:
                 advance(connection, "catalogue")
             return existed
@@ -104,14 +134,14 @@ class Catalogue:
 
         `q` keeps the items whose title or id contains it, whatever the case, in any alphabet.
         """
-        query = select(ITEMS.c.body).where(ITEMS.c.deleted == false()).order_by(ITEMS.c.item_id)
+        query = select(*_STORED).where(ITEMS.c.deleted == false()).order_by(ITEMS.c.item_id)
         if after is not None:
             query = query.where(ITEMS.c.item_id > after)
         if q:
             query = query.where(ITEMS.c.search.contains(_folded(q), autoescape=True))
         query = query.limit(check_limit(limit) + 1)
         rows = self._database.rows(query)
-        items = tuple(_item(row.body) for row in rows[:limit])
+        items = tuple(item for row in rows[:limit] if (item := _item(*row)))
         return ItemPage(items=items, next=items[-1].item_id if len(rows) > limit else None)
 
     def revision(self) -> int:
@@ -132,9 +162,10 @@ class Catalogue:
             latest = number(connection, "catalogue")
             # A page ends with the revision that holds its row number `limit`; without such a row, with the latest.
             last = connection.execute(reached).scalar_one_or_none() or max(latest, since_revision)
-            rows = connection.execute(newer.where(ITEMS.c.revision <= last)).all()
-            upserted = [_item(row.body) for row in rows if not row.deleted]
-            deleted = [row.item_id for row in rows if row.deleted]
+            rows = connection.execute(newer.where(ITEMS.c.revision <= last).with_only_columns(*_STORED)).all()
+            found = [(row.item_id, _item(*row)) for row in rows]
+            upserted = [item for _, item in found if item is not None]
+            deleted = [item_id for item_id, item in found if item is None]
             return Changes(revision=last, upserted=upserted, deleted=deleted, more=latest > last)
 
         return self._database.read(work)
@@ -147,16 +178,28 @@ class Catalogue:
 
 def _row(item: Item, revision: int) -> dict[str, object]:
     body = orjson.dumps(item.model_dump(), option=orjson.OPT_SORT_KEYS).decode()
-    search = _folded(f"{item.title}\n{item.item_id}")
-    return {"item_id": item.item_id, "revision": revision, "deleted": False, "search": search, "body": body}
+    return {
+        "item_id": item.item_id,
+        "revision": revision,
+        "deleted": False,
+        "search": _folded(f"{item.title}\n{item.item_id}"),
+        "body": body,
+        "checksum": checksum(item.item_id, False, body),
+    }
 
 
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-def _item(body: str) -> Item:
-    try:
-        return Item.model_validate_json(body)
-    except ValidationError as error:
-        raise StoreError(f"a stored item does not fit the schema: {error}") from error
+def _item(item_id: str, deleted: bool, body: str, expected: int) -> Item | None:
+    """Read a row: the item, or None for a tombstone. Raises `Damaged` where it is not what was written."""
+    if expected != checksum(item_id, bool(deleted), body):  # SQLite's driver knows no booleans
+        raise refuse(f"the stored item '{item_id}'")
+    if deleted:
+        return None
+    values = orjson.loads(body)
+    if values["created_at"] is not None:
+        values["created_at"] = datetime.fromisoformat(values["created_at"])
+    # Not validated again: what was right when it came stays right when the clock is set back.
+    return Item.model_construct(**values)

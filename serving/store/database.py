@@ -32,6 +32,9 @@ ATTEMPTS = 8
 CHUNK = 5000
 """Values that one statement names at most: both databases limit the number of parameters."""
 
+PAGES_AT_ONCE = 1000
+"""Pages that compaction moves in one transaction."""
+
 RETRY = frozenset({"40P01", "40001"})
 """PostgreSQL's codes for a transaction that lost a deadlock or a race: it did nothing and may simply run again."""
 
@@ -69,7 +72,7 @@ class Database:
                     self._check_open()
                     with self._writer.begin() as connection:
                         return work(connection)
-            except (SQLAlchemyError, self._driver.Error, UnicodeEncodeError, OverflowError) as error:
+            except (SQLAlchemyError, self._driver.Error, UnicodeError, OverflowError) as error:
                 if getattr(getattr(error, "orig", None), "sqlstate", None) not in retry or attempt == ATTEMPTS:
                     raise self._translated(error) from error
             time.sleep(random.uniform(0, 0.005 * attempt))
@@ -81,7 +84,7 @@ class Database:
             self._check_open()
             with self._engine.connect() as connection:
                 return work(connection)
-        except (SQLAlchemyError, self._driver.Error, UnicodeEncodeError, OverflowError) as error:
+        except (SQLAlchemyError, self._driver.Error, UnicodeError, OverflowError) as error:
             raise self._translated(error) from error
 
     def rows(self, query: Select[Any]) -> Sequence[Any]:
@@ -96,7 +99,7 @@ class Database:
         """
         statement = sql if self.embedded else sql.replace("?", "%s")
         options: dict[str, Any] = {} if self.embedded else {"prepare": True, "binary": True}
-        failures = (self._driver.Error, UnicodeEncodeError, OverflowError)
+        failures = (self._driver.Error, UnicodeError, OverflowError)
 
         def fetch(*parameters: Any) -> tuple[Any, ...] | None:
             fresh = False
@@ -120,6 +123,18 @@ class Database:
     def insert(self, table: Table) -> Insert:
         """Start an INSERT that can say ON CONFLICT, in the dialect of this database."""
         return sqlite.insert(table) if self.embedded else postgresql.insert(table)
+
+    def compact(self) -> int:
+        """Give the space of what was deleted back to the disk; returns the bytes. PostgreSQL does so by itself.
+
+        The pages move in small transactions. A file that an earlier version made keeps its size and uses it again.
+        """
+        if not self.embedded:
+            return 0
+        freed = 0
+        while pages := self.write(_vacuum):
+            freed += pages
+        return freed * int(self.read(lambda connection: connection.exec_driver_sql("PRAGMA page_size").scalar_one()))
 
     def close(self) -> None:
         """Close every connection that is not in use; those in use close when they are given back."""
@@ -145,7 +160,7 @@ class Database:
         try:
             connection: Any = dialect.connect(*arguments, **{**options, **self._options(self._url)})
             self._prepare(connection)
-        except self._driver.Error as error:
+        except (self._driver.Error, UnicodeError) as error:  # of a damaged file even the message may be damaged
             raise self._translated(error) from error
         if not self.embedded:
             connection.autocommit = True
@@ -166,6 +181,7 @@ class Database:
             max_overflow=24,
             pool_timeout=self._wait_s,
             pool_pre_ping=not self.embedded,
+            hide_parameters=True,  # they are people's ids, and an error may be logged
         )
         event.listen(engine, "connect", lambda connection, _record: self._prepare(connection))
         if self.embedded:
@@ -183,8 +199,13 @@ class Database:
             connection.commit()
             return
         connection.isolation_level = None  # transactions are begun by `_begin`, not guessed by the driver
+        if not connection.execute("PRAGMA page_count").fetchone()[0]:
+            # What `compact` needs. It counts for a new file only, and would ask for a lock on any other.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         _retry_while_locked(lambda: connection.execute("PRAGMA journal_mode=WAL"), self._wait_s)
         connection.execute("PRAGMA synchronous=FULL")
+        # 16 MB of log: a page that changes often is copied back less often. Measured 20 % on batches of 100 events.
+        connection.execute("PRAGMA wal_autocheckpoint=4000")
         connection.execute("PRAGMA foreign_keys=ON")
 
     def _translated(self, error: Exception) -> BespokeError:
@@ -225,6 +246,14 @@ def check_limit(limit: int) -> int:
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+def _vacuum(connection: Connection) -> int:
+    """Move some pages from the end of an SQLite file to free places; returns how many the file lost."""
+    pages: int = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    driver: Any = connection.connection.driver_connection
+    driver.execute(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})").fetchall()  # each row that is fetched is a page
+    return pages - int(connection.exec_driver_sql("PRAGMA page_count").scalar_one())
 
 
 def _retry_while_locked(action: Callable[[], object], wait_s: float) -> None:

@@ -2,6 +2,7 @@
 
 One counter runs over all kinds. A document's version is the count at which it was last written, so "the policy is at
 version v" means that every document of version v and below is in force; replicas poll the counter and nothing else.
+Changes of API keys raise the same counter, so that the audit has one order.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select
 
 from embeddings.errors import Conflict, InputError, NotFound
+from serving.store.checksums import checksum, refuse
 from serving.store.database import Database, advance, check_limit, hold, number
 from serving.store.tables import AUDIT, DOCUMENTS, moment
+
+# What the checksum of a row covers, in this order.
+DOCUMENT = ("kind", "id", "body", "version", "updated_at", "updated_by")
+AUDITED = ("version", "at", "by", "action", "kind", "id", "before", "after")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +40,10 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditEntry:
-    """Who changed what, and when. `action` is create, update or delete; `before` or `after` is None where nothing was."""
+    """Who changed what, when and why (None: nobody said).
+
+    `action` is create, update or delete; `before` or `after` is None where nothing was.
+    """
 
     version: int
     at: datetime
@@ -44,6 +53,7 @@ class AuditEntry:
     id: str
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    why: str | None
 
 
 class Documents:
@@ -53,16 +63,25 @@ class Documents:
         self._database = database
         self._version = database.prepared("SELECT value FROM numbers WHERE name = 'documents'")
         put = database.insert(DOCUMENTS)
-        changed = {name: put.excluded[name] for name in ("body", "version", "updated_at", "updated_by")}
+        changed = {name: put.excluded[name] for name in (*DOCUMENT[2:], "checksum")}
         self._put = put.on_conflict_do_update(index_elements=["kind", "id"], set_=changed)
 
     def put(
-        self, kind: str, document_id: str, body: Mapping[str, Any], *, by: str, expected_version: int | None = None
+        self,
+        kind: str,
+        document_id: str,
+        body: Mapping[str, Any],
+        *,
+        by: str,
+        why: str | None = None,
+        expected_version: int | None = None,
+        validate_only: bool = False,
     ) -> Document:
-        """Create or replace a document.
+        """Create or replace a document; `why` goes into the audit.
 
         `expected_version` is the version that the caller has seen, 0 for "there is none yet", None for whatever is
-        there. Writing what is there already changes nothing and returns it. Raises `Conflict` when the document is at
+        there. Writing what is there already changes nothing and returns it. With `validate_only` nothing is written, and
+        what comes back has the version that stands (0: none yet). Raises `Conflict` when the document is at
         another version, `NotFound` when it is gone, `InputError` when the body is not JSON.
         """
         _check_name("kind", kind)
@@ -75,8 +94,14 @@ class Documents:
             _check_version(kind, document_id, stored, expected_version)
             if stored is not None and stored.body == written:
                 return _document(stored)
-            version = advance(connection, "documents")
             at = time.time_ns() // 1000
+            if validate_only:
+                version = 0 if stored is None else stored.version
+                body = json.loads(written)
+                return Document(
+                    kind=kind, id=document_id, body=body, version=version, updated_at=moment(at), updated_by=by
+                )
+            version = advance(connection, "documents")
             row = {
                 "kind": kind,
                 "id": document_id,
@@ -85,8 +110,8 @@ class Documents:
                 "updated_at": at,
                 "updated_by": by,
             }
-            connection.execute(self._put, row)
-            _record(connection, kind, document_id, by, at, version, stored, written)
+            connection.execute(self._put, {**row, "checksum": checksum(*(row[name] for name in DOCUMENT))})
+            record(connection, kind, document_id, by, at, version, stored and stored.body, written, why)
             return Document(**{**row, "body": json.loads(written), "updated_at": moment(at)})
 
         return self._database.write(work)
@@ -112,8 +137,20 @@ class Documents:
         version, rows = self._database.read(lambda c: (number(c, "documents"), c.execute(query).all()))
         return version, tuple(_document(row) for row in rows)
 
-    def delete(self, kind: str, document_id: str, *, by: str, expected_version: int | None = None) -> int:
-        """Delete a document and return the version of that change; raises `NotFound`, or `Conflict` as `put` does."""
+    def delete(
+        self,
+        kind: str,
+        document_id: str,
+        *,
+        by: str,
+        why: str | None = None,
+        expected_version: int | None = None,
+        validate_only: bool = False,
+    ) -> int:
+        """Delete a document and return the version of that change; raises `NotFound`, or `Conflict` as `put` does.
+
+        With `validate_only` nothing is deleted, and the version of the document comes back.
+        """
 
         def work(connection: Connection) -> int:
             hold(connection, "documents")
@@ -121,9 +158,11 @@ class Documents:
             if stored is None:
                 raise NotFound(f"there is no document '{document_id}' of kind '{kind}'", field="id")
             _check_version(kind, document_id, stored, expected_version)
+            if validate_only:
+                return int(stored.version)
             version = advance(connection, "documents")
             connection.execute(delete(DOCUMENTS).where(DOCUMENTS.c.kind == kind, DOCUMENTS.c.id == document_id))
-            _record(connection, kind, document_id, by, time.time_ns() // 1000, version, stored, None)
+            record(connection, kind, document_id, by, time.time_ns() // 1000, version, stored.body, None, why)
             return version
 
         return self._database.write(work)
@@ -134,14 +173,19 @@ class Documents:
         return int(row[0]) if row is not None else 0
 
     def audit(
-        self, kind: str | None = None, document_id: str | None = None, limit: int = 100
+        self, kind: str | None = None, document_id: str | None = None, limit: int = 100, below: int | None = None
     ) -> tuple[AuditEntry, ...]:
-        """Return the latest changes, newest first, of everything, of a kind, or of one document."""
+        """Return the latest changes, newest first, of everything, of a kind, or of one document.
+
+        `below` is a version: only earlier changes are returned, so the last one of a page asks for the next page.
+        """
         query = select(AUDIT).order_by(AUDIT.c.version.desc()).limit(check_limit(limit))
         if kind is not None:
             query = query.where(AUDIT.c.kind == kind)
         if document_id is not None:
             query = query.where(AUDIT.c.id == document_id)
+        if below is not None:
+            query = query.where(AUDIT.c.version < below)
         rows = self._database.rows(query)
         return tuple(_entry(row) for row in rows)
 
@@ -151,20 +195,22 @@ class Documents:
         return connection.execute(query).one_or_none()
 
 
-def _record(
+def record(
     connection: Connection,
     kind: str,
     document_id: str,
     by: str,
     at: int,
     version: int,
-    stored: Row[Any] | None,
+    before: str | None,
     after: str | None,
+    why: str | None = None,
 ) -> None:
-    action = "delete" if after is None else "create" if stored is None else "update"
-    before = None if stored is None else stored.body
-    row = {"version": version, "at": at, "by": by, "action": action, "kind": kind, "id": document_id}
-    connection.execute(insert(AUDIT), {**row, "before": before, "after": after})
+    """Add a change to the audit; `before` and `after` are JSON, `at` in microseconds since 1970."""
+    action = "delete" if after is None else "create" if before is None else "update"
+    row: dict[str, Any] = {"version": version, "at": at, "by": by, "action": action, "kind": kind, "id": document_id}
+    row |= {"before": before, "after": after, "why": why}
+    connection.execute(insert(AUDIT), {**row, "checksum": checksum(*(row[name] for name in _audited(why)))})
 
 
 def _check_version(kind: str, document_id: str, stored: Row[Any] | None, expected: int | None) -> None:
@@ -189,13 +235,26 @@ def _json(body: Mapping[str, Any]) -> str:
         raise InputError(f"body: not JSON: {error}", field="body") from None
 
 
+def _audited(why: str | None) -> tuple[str, ...]:
+    # Reasons came later than checksums: an entry without one has the sum that it always had.
+    return AUDITED if why is None else (*AUDITED, "why")
+
+
 def _document(row: Row[Any]) -> Document:
-    columns = row._asdict()
+    columns = _verified(row, DOCUMENT, f"the stored document '{row.id}' of kind '{row.kind}'")
     return Document(**{**columns, "body": json.loads(row.body), "updated_at": moment(row.updated_at)})
 
 
 def _entry(row: Row[Any]) -> AuditEntry:
-    columns = {**row._asdict(), "at": moment(row.at)}
+    columns = _verified(row, _audited(row.why), f"entry {row.version} of the audit")
+    columns |= {"at": moment(row.at), "why": row.why}
     for name in ("before", "after"):
         columns[name] = None if columns[name] is None else json.loads(columns[name])
     return AuditEntry(**columns)
+
+
+def _verified(row: Row[Any], names: tuple[str, ...], what: str) -> dict[str, Any]:
+    columns = {name: getattr(row, name) for name in names}
+    if row.checksum != checksum(*columns.values()):
+        raise refuse(what)
+    return columns

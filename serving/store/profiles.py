@@ -6,75 +6,25 @@ the same transaction, so the next request of that person sees the last click.
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import orjson
-from sqlalchemy import Connection, bindparam, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, or_, select, update
 
-from embeddings.errors import InputError
 from embeddings.schema import User
-from serving.store.database import CHUNK, Database, check_limit, chunks
-from serving.store.tables import EVENTS, PROFILES
-
-HISTORY_LIMIT = 1000
-"""A profile remembers this many events, the most recent by time; the events themselves are all kept."""
-
-Entry = Sequence[Any]
-"""An event as the blob holds it: item_id, event_type, timestamp in seconds, value."""
-
-_LOCK = select(PROFILES.c.user_id, PROFILES.c.events, PROFILES.c.last_seen, PROFILES.c.history).with_for_update()
-_UPDATE = (
-    update(PROFILES)
-    .where(PROFILES.c.user_id == bindparam("key"))
-    .values(events=bindparam("n"), last_seen=bindparam("seen"), history=bindparam("blob"))
-)
-
-
-class HistoryEvent(NamedTuple):
-    """One remembered event; `timestamp` in seconds since 1970."""
-
-    item_id: str
-    event_type: str
-    timestamp: float
-    value: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UserSummary:
-    """A person without their history. `events` counts all of them; `last_seen` in seconds since 1970, None for never."""
-
-    user_id: str
-    attributes: dict[str, Any]
-    events: int
-    last_seen: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Profile(UserSummary):
-    """A person: `history` is oldest first and holds at most `HISTORY_LIMIT` events."""
-
-    history: list[HistoryEvent]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UserPage:
-    """Some users, and the cursor of the page after it (None: this was the last)."""
-
-    users: tuple[UserSummary, ...]
-    next: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Profiles locked by a transaction: events, last_seen and history by user id; `created` were not there before."""
-
-    stored: dict[str, tuple[int, int, bytes]]
-    created: set[str]
+from serving.store.aliases import Groups, erase_aliases, person
+from serving.store.bulk import selecting
+from serving.store.checksums import checksum, checksum_of_blob, refuse
+from serving.store.consents import Consents, Said, consent_of, erase_consent
+from serving.store.contacts import erase_contacts
+from serving.store.cursors import cursor, cursor_read
+from serving.store.database import CHUNK, Database, check_limit, chunks, hold
+from serving.store.decisions import erase_decisions
+from serving.store.erasures import Erased, Erasures
+from serving.store.histories import Histories, blank
+from serving.store.persons import HistoryEvent, Profile, Reading, UserPage, UserSummary, nothing, summed, united
+from serving.store.tables import ALIASES, CONSENTS, EVENTS, PROFILES
 
 
 class Profiles:
@@ -82,136 +32,256 @@ class Profiles:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._row = database.prepared("SELECT attributes, events, last_seen, history FROM profiles WHERE user_id = ?")
-        insert = database.insert(PROFILES)
-        self._upsert = insert.on_conflict_do_update(
-            index_elements=["user_id"], set_={"attributes": insert.excluded.attributes}
+        self._histories = Histories(database)
+        self._consents = Consents(database)
+        self._erasures = Erasures(database)
+        columns = (
+            "attributes, attributes_sum, events, last_seen, activity_sum, history_sum, history, consent, s.checksum"
         )
+        self._groups = Groups(database)
+        self._reading = database.prepared(
+            "SELECT c.value, d.value, a.user_id, a.created_at, a.checksum,"
+            f" EXISTS (SELECT 1 FROM aliases o WHERE o.user_id = COALESCE(a.user_id, ?)), {columns}"
+            " FROM numbers c JOIN numbers d ON d.name = 'documents' LEFT JOIN aliases a ON a.alias = ?"
+            " LEFT JOIN profiles p ON p.user_id = COALESCE(a.user_id, ?) LEFT JOIN consents s ON s.user_id = p.user_id"
+            " WHERE c.name = 'catalogue'"
+        )
+        self._whole = selecting(
+            database,
+            f"SELECT p.user_id, {columns} FROM profiles p LEFT JOIN consents s ON s.user_id = p.user_id"
+            " WHERE p.user_id AMONG",
+        )
+        self._others = selecting(
+            database,
+            f"SELECT a.user_id, a.alias, a.created_at, a.checksum, {columns} FROM aliases a"
+            " LEFT JOIN profiles p ON p.user_id = a.alias LEFT JOIN consents s ON s.user_id = a.alias"
+            " WHERE a.user_id AMONG",
+        )
+        insert = database.insert(PROFILES)
+        changed = {name: insert.excluded[name] for name in ("attributes", "attributes_sum")}
+        self._upsert = insert.on_conflict_do_update(index_elements=["user_id"], set_=changed)
 
     def get(self, user_id: str) -> Profile | None:
-        """Return the profile of a person, or None; it holds every event that was acknowledged before the call."""
-        row = self._row(user_id)
-        if row is None:
-            return None
-        attributes, events, last_seen, history = row
-        return Profile(
-            user_id=user_id,
-            attributes=orjson.loads(attributes),
-            history=list(map(HistoryEvent._make, orjson.loads(history))),
-            events=events,
-            last_seen=last_seen / 1e6 if events else None,
-        )
+        """Return the profile of a person, or None; it holds every event that was acknowledged before the call.
+
+        All ids of a person count as one, and any of them leads to it; the profile has the person's own id. Raises
+        `Damaged` for one that is not what was written.
+        """
+        return self.read(user_id).profile
+
+    def read(self, user_id: str | None) -> Reading:
+        """Return the profile as `get` does, and how far catalogue and documents have come.
+
+        One statement for a request, and another one only for people with several ids. Without a person, only how far
+        things have come.
+        """
+        row = self._reading(*(user_id or "",) * 3)
+        assert row is not None  # the numbers are there since the first migration
+        revision, version, *alias, several = row[:6]
+        if not user_id:
+            return Reading(None, revision, version)
+        whose = user_id if alias[0] is None else person(user_id, *alias)
+        own = None if row[6] is None else _profile(whose, *row[6:])
+        if several:
+            own = united(own or nothing(whose), self._joined([whose]).get(whose, []))
+        return Reading(own, revision, version)
+
+    def some(self, user_ids: Iterable[str]) -> dict[str, Profile]:
+        """Return the profiles of several people, as `get` does, by the ids that were asked; who is not known is missing."""
+        names = list(user_ids)
+
+        def work(connection: Connection) -> tuple[dict[str, str], Sequence[Any]]:
+            whose = self._groups.people(connection, names)
+            return whose, self._whole(connection, {*names, *whose.values()})
+
+        whose, rows = self._database.read(work)
+        own = {user_id: _profile(user_id, *row) for user_id, *row in rows}
+        others = self._joined({whose.get(name, name) for name in names})
+        for user_id, known in others.items():
+            own[user_id] = united(own.get(user_id) or nothing(user_id), known)
+        return {name: own[whose.get(name, name)] for name in names if whose.get(name, name) in own}
+
+    def _joined(self, user_ids: Iterable[str]) -> dict[str, list[Profile]]:
+        """What is known of the aliases of people, by person; who has none is missing."""
+        found: dict[str, list[Profile]] = {}
+        for user_id, alias, created_at, stored, *row in self._database.read(lambda c: self._others(c, user_ids)):
+            whose = person(alias, user_id, created_at, stored)
+            found.setdefault(whose, []).append(nothing(alias) if row[0] is None else _profile(alias, *row))
+        return found
 
     def upsert(self, users: Sequence[User]) -> None:
-        """Set the attributes of people, known or new, in one transaction; the last of two equal ids wins."""
+        """Set the attributes of people, known or new, in one transaction; the last of two equal ids wins.
+
+        What they say about consent is added to what they said before, and said for all of a person's ids: it stays with
+        each when they part.
+        """
         attributes = {user.user_id: orjson.dumps(user.attributes).decode() for user in users}
         # In one order everywhere, or two such writes could wait for each other.
-        rows = [{**_blank(user_id), "attributes": attributes[user_id]} for user_id in sorted(attributes)]
+        rows = [
+            {**blank(user_id), "attributes": body, "attributes_sum": checksum(user_id, body)}
+            for user_id, body in sorted(attributes.items())
+        ]
+        said: dict[str, Said] = {}
+        for user in users:
+            if user.consent:
+                said[user.user_id] = said.get(user.user_id, {}) | user.consent
+
+        def work(connection: Connection) -> None:
+            connection.execute(self._upsert, rows)
+            if said:
+                spoken = self._groups.spread(connection, said)
+                self._histories.keep(connection, spoken.keys() - said.keys())
+                self._consents.add(connection, spoken)
+
         if rows:
-            self._database.write(lambda connection: connection.execute(self._upsert, rows))
+            self._database.write(work)
+
+    def change(self, user_id: str, how: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+        """Replace a person's attributes by what `how` makes of them, in one transaction; False where nobody is."""
+        columns = (PROFILES.c.user_id, PROFILES.c.attributes, PROFILES.c.attributes_sum)
+        stored = select(*columns).where(PROFILES.c.user_id == user_id).with_for_update()
+
+        def work(connection: Connection) -> bool:
+            row: Any = connection.execute(stored).first()
+            if row is None:
+                return False
+            body = orjson.dumps(how(_attributes(row))).decode()
+            changed = update(PROFILES).where(PROFILES.c.user_id == user_id)
+            connection.execute(changed.values(attributes=body, attributes_sum=checksum(user_id, body)))
+            return True
+
+        return self._database.write(work)
 
     def list(self, limit: int = 100, after: str | None = None) -> UserPage:
         """Return up to `limit` people, most recently active first; `after` is the `next` of the page before.
 
-        Raises `InputError` for a cursor that no page gave out.
+        Aliases are nobody of their own: what is known of them counts for their person, whose place in the order is that
+        of their own id. Raises `InputError` for a cursor that no page gave out.
         """
-        query = select(PROFILES.c.user_id, PROFILES.c.attributes, PROFILES.c.events, PROFILES.c.last_seen)
+        query = _with_consent(*_SUMMARY).where(~_joined_to_somebody())
         query = query.order_by(PROFILES.c.last_seen.desc(), PROFILES.c.user_id).limit(check_limit(limit) + 1)
         if after is not None:
-            seen, user_id = _cursor_read(after)
+            seen, user_id = cursor_read(after)
             same_time = (PROFILES.c.last_seen == seen) & (PROFILES.c.user_id > user_id)
             # The first condition is implied by the second; it lets the index begin at the right place.
             query = query.where(PROFILES.c.last_seen <= seen, or_(PROFILES.c.last_seen < seen, same_time))
         rows = self._database.rows(query)
-        users = tuple(_summary(*row) for row in rows[:limit])
-        return UserPage(users=users, next=_cursor(*rows[limit - 1]) if len(rows) > limit else None)
+        users = self._summed([_summary(row) for row in rows[:limit]])
+        more = cursor(rows[limit - 1].last_seen, rows[limit - 1].user_id) if len(rows) > limit else None
+        return UserPage(users=users, next=more)
+
+    def _summed(self, users: Sequence[UserSummary]) -> tuple[UserSummary, ...]:
+        """People together with their aliases."""
+        whose = self._database.read(lambda c: self._groups.aliases(c, [one.user_id for one in users]))
+        query = _with_consent(*_SUMMARY)
+        known = {
+            row.user_id: _summary(row)
+            for some in chunks(sorted(whose))
+            for row in self._database.rows(query.where(PROFILES.c.user_id.in_(some)))
+        }
+        others: dict[str, list[UserSummary]] = {}
+        for alias, user_id in whose.items():
+            if alias in known:
+                others.setdefault(user_id, []).append(known[alias])
+        return tuple(summed(one, others[one.user_id]) if one.user_id in others else one for one in users)
 
     def everyone(self, size: int = CHUNK) -> Iterator[tuple[User, ...]]:
         """Yield all users by id, `size` at a time; each person once, also while others are being active."""
-        query = select(PROFILES.c.user_id, PROFILES.c.attributes).order_by(PROFILES.c.user_id).limit(check_limit(size))
-        after = query  # then: from the last id of the page before
-        while rows := self._database.rows(after):
-            yield tuple(User(user_id=row.user_id, attributes=orjson.loads(row.attributes)) for row in rows)
-            after = query.where(PROFILES.c.user_id > rows[-1].user_id)
+        users: tuple[User, ...] = ()
+        while users := self.by_id(size, users[-1].user_id if users else None):
+            yield users
 
-    def erase(self, user_id: str) -> int:
-        """Forget a person: profile, attributes and every event, in one transaction. Returns the number of events."""
+    def by_id(self, limit: int, after: str | None = None) -> tuple[User, ...]:
+        """Return up to `limit` people in the order of their ids, those whose ids come after one; no aliases."""
+        query = _with_consent(*_SUMMARY).where(~_joined_to_somebody())
+        query = query.order_by(PROFILES.c.user_id).limit(check_limit(limit))
+        rows = self._database.rows(query if after is None else query.where(PROFILES.c.user_id > after))
+        people = self._summed([_summary(row) for row in rows])
+        return tuple(User(user_id=one.user_id, attributes=one.attributes, consent=one.consent) for one in people)
 
-        def work(connection: Connection) -> int:
-            # The profile before the events: an append that has it locked commits before they are looked for.
-            connection.execute(_LOCK.where(PROFILES.c.user_id == user_id))
-            gone = connection.execute(delete(EVENTS).where(EVENTS.c.user_id == user_id)).rowcount
-            connection.execute(delete(PROFILES).where(PROFILES.c.user_id == user_id))
-            return gone
+    def erase(self, user_id: str) -> Erased:
+        """Forget the person behind an id in one transaction: profile, consent, aliases, contacts, events and decisions.
+
+        Every id of theirs is remembered as erased, without its name: see `erasures`.
+        """
+
+        def work(connection: Connection) -> Erased:
+            at = self._erasures.begin(connection)
+            hold(connection, "aliases")
+            ids = self._groups.ids(connection, user_id)
+            # The profiles before the events: an append that has one locked commits before they are looked for.
+            known = self._histories.settle(connection, ids)
+            removed = {
+                "events": connection.execute(delete(EVENTS).where(EVENTS.c.user_id.in_(ids))).rowcount,
+                "decisions": sum(erase_decisions(connection, one) for one in ids),
+                "aliases": erase_aliases(connection, ids[0]),
+                "contacts": sum(erase_contacts(connection, one) for one in ids),
+                "consents": sum(erase_consent(connection, one) for one in ids),
+                "profiles": known,
+            }
+            connection.execute(delete(PROFILES).where(PROFILES.c.user_id.in_(ids)))
+            self._erasures.bury(connection, ids, at)
+            return Erased(tuple(ids), at, removed)
 
         return self._database.write(work)
 
 
-def claim(database: Database, connection: Connection, user_ids: Iterable[str]) -> Claim:
-    """Lock the profiles of these people until the transaction ends, creating those that are missing.
-
-    Every writer locks profiles in one order and before it touches events, so that none waits for another in a circle.
-    """
-    wanted = sorted(set(user_ids))
-    claimed = Claim(stored=_locked(connection, wanted), created=set())
-    blank = database.insert(PROFILES).on_conflict_do_nothing(index_elements=["user_id"]).returning(PROFILES.c.user_id)
-    while missing := [user_id for user_id in wanted if user_id not in claimed.stored]:
-        # Somebody else may be creating the same person: the insert waits for them, then their row is there to lock,
-        # unless yet another has erased it in between.
-        claimed.created.update(connection.execute(blank, [_blank(user_id) for user_id in missing]).scalars())
-        claimed.stored.update(_locked(connection, missing))
-    return claimed
+_SUMMARY = tuple(column for column in PROFILES.c if not column.name.startswith("history"))
 
 
-def remember(connection: Connection, claimed: Claim, seen: Mapping[str, Sequence[Entry]]) -> None:
-    """Add new events, by user, to the claimed profiles; forget those that were created and got none."""
-    if seen:
-        connection.execute(_UPDATE, [_updated(user_id, *claimed.stored[user_id], new) for user_id, new in seen.items()])
-    for some in chunks(sorted(claimed.created - seen.keys())):
-        connection.execute(delete(PROFILES).where(PROFILES.c.user_id.in_(some)))
+def _joined_to_somebody() -> ColumnElement[bool]:
+    return select(ALIASES.c.alias).where(ALIASES.c.alias == PROFILES.c.user_id).exists()
 
 
-def merge(history: Iterable[Entry], new: Iterable[Entry]) -> list[Entry]:
-    """Put new events to their place in time, after those of the same moment, and keep the most recent."""
-    merged = [*history, *new]
-    merged.sort(key=itemgetter(2))
-    return merged[-HISTORY_LIMIT:]
+def _summary(row: Row[Any]) -> UserSummary:
+    if row.activity_sum != checksum(row.user_id, row.events, row.last_seen):
+        raise refuse(f"the stored profile of '{row.user_id}'")
+    seen = row.last_seen / 1e6 if row.events else None
+    return UserSummary(
+        user_id=row.user_id, attributes=_attributes(row), events=row.events, last_seen=seen, consent=_consent(row)
+    )
 
 
-def _locked(connection: Connection, user_ids: Sequence[str]) -> dict[str, tuple[int, int, bytes]]:
-    found = {}
-    for some in chunks(user_ids):
-        query = _LOCK.where(PROFILES.c.user_id.in_(some)).order_by(PROFILES.c.user_id)
-        for user_id, events, last_seen, history in connection.execute(query):
-            found[user_id] = (events, last_seen, history)
-    return found
+def _with_consent(*columns: ColumnElement[Any]) -> Select[Any]:
+    wanted = (*columns, CONSENTS.c.consent, CONSENTS.c.checksum.label("consent_sum"))
+    return select(*wanted).select_from(PROFILES.outerjoin(CONSENTS, CONSENTS.c.user_id == PROFILES.c.user_id))
 
 
-def _updated(user_id: str, events: int, last_seen: int, history: bytes, new: Sequence[Entry]) -> dict[str, Any]:
-    latest = max(round(entry[2] * 1e6) for entry in new)
-    blob = orjson.dumps(merge(orjson.loads(history), new))
-    return {"key": user_id, "n": events + len(new), "seen": max(last_seen, latest), "blob": blob}
+def _consent(row: Row[Any]) -> Said:
+    return consent_of(row.user_id, row.consent, row.consent_sum)
 
 
-def _blank(user_id: str) -> dict[str, Any]:
-    return {"user_id": user_id, "attributes": "{}", "events": 0, "last_seen": 0, "history": b"[]"}
+def _attributes(row: Row[Any]) -> dict[str, Any]:
+    if row.attributes_sum != checksum(row.user_id, row.attributes):
+        raise refuse(f"the stored profile of '{row.user_id}'")
+    attributes: dict[str, Any] = orjson.loads(row.attributes)
+    return attributes
 
 
-def _summary(user_id: str, attributes: str, events: int, last_seen: int) -> UserSummary:
-    seen = last_seen / 1e6 if events else None
-    return UserSummary(user_id=user_id, attributes=orjson.loads(attributes), events=events, last_seen=seen)
-
-
-def _cursor(user_id: str, _attributes: str, _events: int, last_seen: int) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps([last_seen, user_id])).decode().rstrip("=")
-
-
-def _cursor_read(cursor: str) -> tuple[int, str]:
-    try:
-        decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        seen, user_id = orjson.loads(decoded)
-        if isinstance(seen, int) and isinstance(user_id, str):
-            return seen, user_id
-    except (binascii.Error, ValueError, TypeError):
-        pass
-    raise InputError("after: not a cursor; use the `next` of the page before", field="after")
+def _profile(
+    user_id: str,
+    attributes: str,
+    attributes_sum: int,
+    events: int,
+    last_seen: int,
+    activity_sum: int,
+    history_sum: int,
+    history: bytes,
+    consent: str | None,
+    consent_sum: int | None,
+) -> Profile:
+    expected = (
+        checksum(user_id, attributes),
+        checksum(user_id, events, last_seen),
+        checksum_of_blob(user_id, history),
+    )
+    if expected != (attributes_sum, activity_sum, history_sum):
+        raise refuse(f"the stored profile of '{user_id}'")
+    return Profile(
+        user_id=user_id,
+        attributes=orjson.loads(attributes),
+        history=list(map(HistoryEvent._make, orjson.loads(history))),
+        events=events,
+        last_seen=last_seen / 1e6 if events else None,
+        consent=consent_of(user_id, consent, consent_sum),
+    )

@@ -30,16 +30,35 @@ def migrate(database: Database) -> None:
     Safe when many threads and processes start together: the first does the work, the rest wait for its lock.
     Raises `StoreError` when the database was written by a newer version, or cannot be reached.
     """
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config = _config()
     head = ScriptDirectory.from_config(config).get_current_head()
     with _ONE_AT_A_TIME:
         if database.read(_revision) != head:
             database.write(lambda connection: _upgrade(connection, config, embedded=database.embedded))
 
 
+def state(database: Database) -> tuple[str | None, str | None, bool]:
+    """The step that a database is at (None: no tables yet), the last one, and whether this version knows the former.
+
+    Changes nothing. Raises `StoreError` when the database cannot be read.
+    """
+    steps = ScriptDirectory.from_config(_config())
+    found = database.read(_revision)
+    known = found is None or any(step.revision == found for step in steps.walk_revisions())
+    return found, steps.get_current_head(), known
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return config
+
+
 def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+    try:
+        return MigrationContext.configure(connection).get_current_revision()
+    except CommandError as error:
+        raise StoreError(f"the database does not say which version wrote it: {error}") from error
 
 
 def _upgrade(connection: Connection, config: Config, *, embedded: bool) -> None:

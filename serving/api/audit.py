@@ -1,0 +1,36 @@
+"""The audit: every change of policy and of keys, who made it and when."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from serving.api.errors import json_response
+from serving.api.models import MAX_BATCH, AuditPageOut
+from serving.pipeline.engine import Engine
+
+Name = Annotated[str | None, Query(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
+
+
+def router(engine: Engine) -> APIRouter:
+    """Routes of the audit."""
+    routes = APIRouter(prefix="/v1/audit", tags=["audit"])
+
+    @routes.get("", response_model=AuditPageOut)
+    async def page(
+        kind: Name = None,
+        id: Name = None,  # noqa: A002 - the name that it has in every entry
+        limit: Annotated[int, Query(ge=1, le=MAX_BATCH)] = 100,
+        below: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="`next` of the page before.")] = None,
+    ) -> Response:
+        """Changes of everything, of one kind (`rule`, `placement`, `key`, …) or of one thing, the latest first."""
+        found = await run_in_threadpool(engine.store.documents.audit, kind, id, limit + 1, below)
+        shown = found[:limit]
+        rest = shown[-1].version if len(found) > limit else None
+        return json_response({"entries": [asdict(entry) for entry in shown], "next": rest})
+
+    return routes

@@ -1,0 +1,126 @@
+"""The lab of rules over HTTP: draft, simulate, approve, release to a share of the people, roll back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from embeddings.errors import InputError
+from serving.api.access import Caller
+from serving.api.documents import DocumentPath, Reason
+from serving.api.errors import documented, json_response
+from serving.api.models import (
+    DraftIn,
+    DraftListOut,
+    DraftOut,
+    RampIn,
+    RuleChangedOut,
+    SimulationIn,
+    SimulationOut,
+    StepIn,
+)
+from serving.pipeline.drafts import Draft, Drafts
+from serving.pipeline.engine import Engine
+from serving.policy.rules import RULES, Rule
+from serving.store import Document
+
+
+def router(engine: Engine) -> APIRouter:
+    """Routes of drafts, and the way back."""
+    routes = APIRouter(tags=["drafts"])
+    drafts = Drafts(engine.store.documents, approval=engine.settings.approval)
+
+    def encoded(document: Document) -> dict[str, Any]:
+        draft = Draft.of(document)
+        return {
+            "id": document.id,
+            "rule": draft.rule,
+            "author": draft.author,
+            "approved_by": draft.approved_by,
+            "share": draft.share,
+            "needs_approval": drafts.approval and draft.approved_by is None,
+            "difference": drafts.difference(document.id, draft),
+            "version": document.version,
+            "updated_at": document.updated_at,
+            "updated_by": document.updated_by,
+        }
+
+    def admitted(name: str, raw: dict[str, Any] | None) -> Rule | None:
+        if raw is None:
+            return None
+        if raw.get("id", name) != name:
+            raise InputError(f"rule.id: '{raw['id']}' is not the '{name}' of the path", field="rule.id")
+        attributes = engine.snapshot.catalogue.attributes if engine.ready else None
+        try:
+            return engine.policy.admit(RULES, {**raw, "id": name}, item_attributes=attributes)
+        except InputError as error:
+            raise InputError(f"rule.{error.message}", field=f"rule.{error.field}") from None
+
+    def changed(name: str, document: Document | None) -> dict[str, Any]:
+        engine.take_changes()
+        body = None if document is None else document.body
+        version = engine.store.documents.version() if document is None else document.version
+        return {"id": name, "rule": body, "version": version}
+
+    @routes.get("/v1/drafts", response_model=DraftListOut)
+    async def every() -> Response:
+        """All drafts, by id."""
+        found = await run_in_threadpool(lambda: [encoded(one) for one in drafts.every()])
+        return json_response({"drafts": found})
+
+    @routes.get("/v1/drafts/{id}", response_model=DraftOut, responses=documented(404))
+    async def get(id: DocumentPath) -> Response:  # noqa: A002 - the name that it has in every document
+        """The draft of one rule."""
+        return json_response(await run_in_threadpool(lambda: encoded(drafts.get(id)[0])))
+
+    @routes.put("/v1/drafts/{id}", response_model=DraftOut, responses=documented(404, 409))
+    async def put(id: DocumentPath, body: DraftIn, by: Caller, reason: Reason = None) -> Response:  # noqa: A002
+        """Write the draft of a rule, new or in place of the one in force; nothing changes yet."""
+
+        def write() -> dict[str, Any]:
+            rule = admitted(id, body.rule)
+            raw = None if rule is None else rule.model_dump(mode="json")
+            return encoded(drafts.write(id, raw, by=by, why=reason))
+
+        return json_response(await run_in_threadpool(write))
+
+    @routes.delete("/v1/drafts/{id}", status_code=204, responses=documented(404))
+    async def drop(id: DocumentPath, by: Caller, reason: Reason = None) -> Response:  # noqa: A002
+        """Throw a draft away; what was released stays."""
+        await run_in_threadpool(drafts.drop, id, by=by, why=reason)
+        return Response(status_code=204)
+
+    @routes.post("/v1/drafts/{id}/simulate", response_model=SimulationOut, responses=documented(404, 429))
+    async def simulate(id: DocumentPath, body: SimulationIn) -> Response:  # noqa: A002
+        """Ask the latest logged requests again, as they are and with the draft, and look for rules at odds with it."""
+        draft = (await run_in_threadpool(drafts.get, id))[1]
+        rule = admitted(id, None if draft.rule is None else dict(draft.rule))
+        return json_response(await engine.simulate(id, rule, requests=body.requests, seconds=body.seconds))
+
+    @routes.post("/v1/drafts/{id}/approve", response_model=DraftOut, responses=documented(404, 409))
+    async def approve(id: DocumentPath, body: StepIn, by: Caller) -> Response:  # noqa: A002
+        """Agree to a draft as it is; only somebody else than its author can."""
+        return json_response(await run_in_threadpool(lambda: encoded(drafts.approve(id, by=by, why=body.reason))))
+
+    @routes.post("/v1/drafts/{id}/release", response_model=RuleChangedOut, responses=documented(404, 409))
+    async def release(id: DocumentPath, body: RampIn, by: Caller) -> Response:  # noqa: A002
+        """Put a draft in force for a share of the people; once more for a larger one."""
+
+        def ramp() -> dict[str, Any]:
+            draft = drafts.get(id)[1]
+            admitted(id, None if draft.rule is None else dict(draft.rule))  # the catalogue may have changed since
+            return changed(id, drafts.release(id, body.share, by=by, why=body.reason))
+
+        return json_response(await run_in_threadpool(ramp))
+
+    @routes.post(
+        "/v1/rules/{id}/rollback", response_model=RuleChangedOut, responses=documented(404, 409), tags=["rules"]
+    )
+    async def roll_back(id: DocumentPath, body: StepIn, by: Caller) -> Response:  # noqa: A002
+        """Put a rule back to what it was before its draft was released, or else before its last change."""
+        return json_response(await run_in_threadpool(lambda: changed(id, drafts.roll_back(id, by=by, why=body.reason))))
+
+    return routes

@@ -1,0 +1,58 @@
+"""Segments at work: who is in one, which ones a person is in, and which groups of people there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from embeddings.errors import NotFound
+from serving.api.documents import DocumentPath
+from serving.api.errors import documented, json_response
+from serving.api.models import MAX_BATCH, ClustersIn, ClustersOut, MembersOut, UserSegmentsOut
+from serving.api.users import UserPath
+from serving.pipeline.engine import Engine
+from serving.pipeline.segmentation import clusters, members, segments_of
+
+
+def router(engine: Engine) -> APIRouter:
+    """Routes beside those that every kind of documents has."""
+    routes = APIRouter(tags=["segments"])
+    store = engine.store
+
+    @routes.get("/v1/segments/{id}/members", response_model=MembersOut, responses=documented(404))
+    async def of_segment(
+        id: DocumentPath,  # noqa: A002 - the name that it has in every document
+        limit: Annotated[int, Query(ge=1, le=MAX_BATCH, description="People to look at.")] = 100,
+        after: Annotated[str | None, Query(min_length=1, max_length=128, pattern=r"^[^\x00]*$")] = None,
+    ) -> Response:
+        """People who are in a segment now, page by page in the order of their ids; a page may be empty and not the last."""
+        snapshot = engine.snapshot
+        if id not in snapshot.policy.segments.by_id:
+            raise NotFound(f"unknown segment '{id}'", field="id")
+        found = await run_in_threadpool(members, store, snapshot, id, limit=limit, after=after)
+        return json_response(
+            {"segment": id, "user_ids": found.user_ids, "looked_at": found.looked_at, "next": found.next}
+        )
+
+    @routes.get("/v1/users/{user_id}/segments", response_model=UserSegmentsOut, responses=documented(404))
+    async def of_user(user_id: UserPath) -> Response:
+        """The segments that a person is in now."""
+        profile = await run_in_threadpool(store.profiles.get, user_id)
+        if profile is None:
+            raise NotFound(f"unknown user '{user_id}'", field="user_id")
+        found = await run_in_threadpool(segments_of, engine.snapshot, profile)
+        return json_response({"user_id": profile.user_id, "segments": found})
+
+    @routes.post("/v1/segments/clusters", response_model=ClustersOut)
+    async def propose(body: ClustersIn) -> Response:
+        """Groups of the people who were active last, by what they do, each with the segment that would hold it.
+
+        Nothing is stored: a segment that is wanted is put under a name of one's own.
+        """
+        found = await run_in_threadpool(clusters, store, engine.snapshot, count=body.count, people=body.people)
+        return json_response(found)
+
+    return routes
