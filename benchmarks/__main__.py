@@ -8,7 +8,15 @@ import sys
 from embeddings.errors import BespokeError, unknown_name
 
 BENCHMARKS = {
+    "accuracy": "accuracy by file format: folders of sequences or interactions, over several seeds",
+    "experiments": "is the truth within the intervals, do equal arms alarm, what does the bandit lose",
+    "freshness": "from a change to the first answers that know it: events, items, policy, releases",
+    "capacity": "what items, people, lists and events cost, for `bespoke capacity`",
+    "chaos": "what is lost and what is wrong when processes die, disks fill, files rot and clocks jump",
+    "coldstart": "what content finds among new items, and what the first events of new people are worth",
+    "index": "what a search costs and finds under filters, beside hnswlib and usearch",
     "movielens": "accuracy on MovieLens, from nothing",
+    "training": "time to the accuracy of RecTools' SASRec, and of ALS and BPR of implicit",
     "serving": "latency and throughput of the service beside an empty endpoint, fused and chained",
 }
 

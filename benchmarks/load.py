@@ -63,18 +63,29 @@ class Caller:
         self.requests, self.next = requests, first
         self.reader: asyncio.StreamReader | None = None
         self.writer: asyncio.StreamWriter | None = None
+        self.head = self.body = b""
 
     async def ask(self) -> int:
-        """Send the next request, read its whole answer and return the status; 0 when the connection broke."""
+        """Send the next request, read its whole answer and return the status; 0 when the connection broke.
+
+        `head` and `body` hold the answer until the next one.
+        """
         try:
             if self.writer is None:
                 self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
             assert self.reader is not None
             self.writer.write(self.requests[self.next % len(self.requests)])
             self.next += 1
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            await self.reader.readexactly(content_length(head))
-            if b"\r\nconnection: close" in head.lower():
+            self.head = head = await self.reader.readuntil(b"\r\n\r\n")
+            lower = head.lower()
+            closing = b"\r\nconnection: close" in lower
+            if b"\r\ntransfer-encoding: chunked" in lower:
+                self.body = await dechunked(self.reader)
+            elif closing and b"\r\ncontent-length:" not in lower:  # it ends with the connection
+                self.body = await self.reader.read()
+            else:
+                self.body = await self.reader.readexactly(content_length(head))
+            if closing:
                 self.close()
             return int(head[9:12])
         except (OSError, asyncio.IncompleteReadError):
@@ -88,13 +99,22 @@ class Caller:
         self.reader = self.writer = None
 
 
+async def dechunked(reader: asyncio.StreamReader) -> bytes:
+    """Read a body that comes in chunks, each after its length; trailers are not expected."""
+    body = b""
+    while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return body
+
+
 def content_length(head: bytes) -> int:
     """Length of the body that an answer's head announces; raises `ValueError` if it does not say."""
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
             return int(value)
-    raise ValueError("the answer has no content-length; chunked answers are not measured")
+    raise ValueError("the answer has no content-length")
 
 
 def encode(url: str, bodies: Sequence[str]) -> list[bytes]:

@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
+from benchmarks.results import keep
 from training.cli import activity, output
 from training.config import Config, parse_run
 from training.evaluate import Evaluation
 from training.recipes import load_recipe
 from training.runs import Source, TrainedRun, evaluate_run, train_run
 
-RESULTS = Path(__file__).parent / "results"
 SYSTEMS = ("popularity", "item_knn", "ease", "two_tower", "ranker")
 METRICS = ("recall@10", "ndcg@10")
 
@@ -64,24 +60,15 @@ def report(evaluation: Evaluation, console: Console, *, seconds: float) -> None:
 
 
 def save(run: TrainedRun, evaluation: Evaluation, config: Config, *, seconds: float) -> Path:
-    """Write a result file named by theme, hardware and month; returns its path."""
-    now, cores = datetime.now(UTC), os.cpu_count() or 1
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() and run.about.device != "cpu" else "cpu"
-    hardware: dict[str, Any] = {"machine": platform.machine(), "cores": cores, "device": device}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"movielens-{'cpu' if device == 'cpu' else 'gpu'}{cores}-{now:%Y-%m}.json"
+    """Keep the table with the whole configuration; returns the path of the file."""
     found = {
-        "benchmark": "movielens",
-        "month": f"{now:%Y-%m}",
-        "hardware": hardware,
-        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+        "torch": str(torch.__version__),
         "config": config.model_dump(mode="json"),
         "run": run.about.model_dump(mode="json", exclude={"source"}),
         "seconds": round(seconds, 1),
         "evaluation": evaluation.to_json(),
     }
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return path
+    return keep("movielens", found, device=run.about.device)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
