@@ -1,13 +1,14 @@
 # Two commands do all the set-up: `make demo` and `make test`. Everything lands in .venv; nothing else is touched.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint format clean help
 
 help:
 	@echo "make demo    install, build a shop, train, publish and serve it on http://127.0.0.1:8000"
-	@echo "make test    install the development tools, lint, check types, run every test"
+	@echo "make test    install the development tools, lint, check types, run every test on WORKERS=2 cores"
 	@echo "make lint    ruff, import-linter and mypy only"
 	@echo "make format  let ruff format the code"
 	@echo "make clean   remove .venv and what the demo made"
@@ -16,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m bespoke demo
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,20 +24,32 @@ import torch
 from hypothesis import settings
 
 from embeddings.bundle import build_towers, point_to, write_bundle
-from embeddings.features import FeatureSpec
+from embeddings.features import FeatureSpec, Floats
 from embeddings.index import VectorIndex
+from embeddings.neighbours import Neighbours, nearest_items
 from embeddings.ranker import Ranker, RankerConfig
 from embeddings.schema import Item, to_table
 from embeddings.two_tower import TowerConfig
 
-# Shared machines pause for longer than any deadline is worth.
-settings.register_profile("bespoke", deadline=None, max_examples=60)
+# Shared machines pause for longer than any deadline is worth; CI tries the same examples every time.
+settings.register_profile("bespoke", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("bespoke")
 
 ROOT = Path(__file__).parent.parent
 GROUPS = 4
 PER_GROUP = 25
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+WITH_RAY = {"cluster", "console", "docs", "keys", "loopback", "mailing", "process", "security", "service", "sites"}
+"""Test files that start Ray: one machine has one cluster at a time, so they never run beside each other."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers a whole file runs on one of them, and everything with Ray on the same one."""
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        item.add_marker(pytest.mark.xdist_group("ray" if name in WITH_RAY else name))
 
 
 def require(condition: object, what: str) -> None:
@@ -64,8 +76,19 @@ def world_items() -> list[Item]:
     ]
 
 
-def write_world(releases: Path, name: str = "world-1", *, with_ranker: bool = True) -> Path:
-    """Write the known-answer release and point to it."""
+def write_world(
+    releases: Path,
+    name: str = "world-1",
+    *,
+    with_ranker: bool = True,
+    with_baskets: bool = True,
+    neighbours: Callable[[Floats], Neighbours | None] = nearest_items,
+    pointed: bool = True,
+) -> Path:
+    """Write the known-answer release and (unless not `pointed`) point to it: g1-7 goes with g2-7, and then with g3-7.
+
+    `neighbours` makes the table of its matrix.
+    """
     items = world_items()
     config = TowerConfig(dim=8, layers=0, max_history=10, dropout=0.0, id_dropout=0.0)
     spec = FeatureSpec.fit(items, context_buckets=16)
@@ -86,6 +109,9 @@ def write_world(releases: Path, name: str = "world-1", *, with_ranker: bool = Tr
     matrix = towers.items.encode(spec.item_features(items, np.arange(len(items))))
     ranker = Ranker(RankerConfig(objectives=("view", "purchase"), candidates=50), dim=8).eval() if with_ranker else None
     popularity = np.tile(np.arange(len(items), 0, -1, dtype=np.float64)[:, None], (1, 2))
+    rows = np.arange(len(items))
+    group, rest = rows % GROUPS, rows - rows % GROUPS
+    together = np.stack([rest + (group + 1) % GROUPS, rest + (group + 2) % GROUPS, np.full(len(items), -1)], axis=1)
     folder = write_bundle(
         releases,
         name=name,
@@ -100,8 +126,11 @@ def write_world(releases: Path, name: str = "world-1", *, with_ranker: bool = Tr
         recipe={},
         metrics={},
         counts={"events": 0},
+        neighbours=neighbours(matrix),
+        together=together.astype(np.int32) if with_baskets else None,
     )
-    point_to(releases, name)
+    if pointed:
+        point_to(releases, name)
     return folder
 
 
@@ -127,9 +156,11 @@ def started(command: list[str], url: str, log: Path, **environment: str) -> Iter
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | environment,
+            env=os.environ | {"BESPOKE_DEADLINE_MS": "10000"} | environment,  # shared machines pause
             cwd=ROOT,
             start_new_session=True,
+            # In the background of a script SIGINT is ignored, and whoever is started there inherits that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     try:
         deadline = time.monotonic() + 240

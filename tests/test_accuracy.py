@@ -60,12 +60,14 @@ def test_two_towers_beat_popularity_and_item_knn_on_real_ratings() -> None:
 
 def test_three_views_of_one_taste_bring_a_list_of_that_taste(tmp_path: Path) -> None:
     """The whole way: a shop is learned and published, a newcomer's views go through the store, the engine answers."""
-    shop, config = Shop(items=1000, users=1600, seed=0), shortened("default", epochs=6)
+    shop, config = Shop(items=1000, users=2000, seed=0), shortened("default", epochs=6)
     run = train_run(tmp_path / "run", Source(path=shop.write(tmp_path / "shop", days=60)), config, Run(device="cpu"))
     publish(run, tmp_path / "releases", force=True)
     ids = np.array(run.data.items.all)
     tastes = dict(zip(ids.tolist(), np.asarray(shop.taste_of(ids.tolist())).tolist(), strict=True))
-    engine = Engine(Settings(releases=tmp_path / "releases", store=f"sqlite:///{tmp_path / 'store.db'}"))
+    engine = Engine(
+        Settings(releases=tmp_path / "releases", store=f"sqlite:///{tmp_path / 'store.db'}", deadline_ms=20_000)
+    )
     engine.start()
     rng, found = np.random.default_rng(0), []
     for taste in range(shop.tastes):

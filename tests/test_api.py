@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from serving.settings import Settings
 
 @pytest.fixture
 def client(releases: Path, tmp_path: Path) -> Iterator[TestClient]:
-    engine = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 'store.db'}"))
+    engine = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 'store.db'}", deadline_ms=10_000))
     engine.start()
     with TestClient(create_api(engine), raise_server_exceptions=False) as one:
         yield one
@@ -111,7 +112,8 @@ def test_users_are_described_listed_and_forgotten(client: TestClient) -> None:
     assert profile["attributes"] == {"country": "DE"}
     assert profile["history"][0]["title"] == "Group 2 item 3"
     assert [one["user_id"] for one in client.get("/v1/users").json()["users"]] == ["bob"]
-    assert client.delete("/v1/users/bob").json() == {"user_id": "bob", "erased_events": 1}
+    gone = client.delete("/v1/users/bob").json()
+    assert (gone["user_id"], gone["erased_events"], gone["receipt"]["aliases"]) == ("bob", 1, [])
     assert error(client.get("/v1/users/bob"), 404)["code"] == "not_found"
 
 
@@ -235,3 +237,39 @@ def test_late_events_take_their_place_in_the_history(client: TestClient) -> None
     client.post("/v1/events", json=view("g1-3", timestamp=(now - timedelta(days=2)).isoformat()))
     assert [one["item_id"] for one in client.get("/v1/users/ann/profile").json()["history"]] == ["g2-3", "g1-3"]
     assert {one["item_id"].split("-")[0] for one in recommend(client)["items"]} == {"g2"}
+
+
+def test_a_request_that_takes_too_long_is_an_error_of_ours(
+    releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(
+        Settings(releases=releases, store=f"sqlite:///{tmp_path / 'p.db'}", request_timeout_s=0.2, deadline_ms=10_000)
+    )
+    engine.start()
+    monkeypatch.setattr(engine.store.catalogue, "get", lambda _: time.sleep(0.5))
+    with TestClient(create_api(engine), raise_server_exceptions=False) as one:
+        detail = error(one.get("/v1/items/x"), 503)
+        assert detail["code"] == "timeout"
+        assert recommend(one)["degraded"] == []
+    engine.stop()
+
+
+def test_a_rule_whose_attribute_is_gone_lets_nothing_pass_and_says_so(client: TestClient) -> None:
+    fresh = {"title": "Fresh", "attributes": {"licence": "EU"}}
+    assert client.put("/v1/items/fresh", json=fresh).status_code == 200
+    rule = {"action": {"type": "include"}, "items": {"attribute": "licence", "op": "eq", "value": "EU"}}
+    assert client.put("/v1/rules/eu", json=rule).json()["problem"] is None
+    assert [one["item_id"] for one in recommend(client)["items"]] == ["fresh"]
+    client.delete("/v1/items/fresh")
+    assert recommend(client)["items"] == []
+    assert "licence" in client.get("/v1/rules/eu").json()["problem"]
+    assert client.get("/v1/rules").json()["rules"][0]["problem"]
+    assert "bespoke_policy_problems 1.0" in client.get("/metrics").text
+
+
+def test_a_list_may_be_wanted_sooner(client: TestClient) -> None:
+    assert len(recommend(client, deadline_ms=20)["items"]) == 10
+    assert (
+        error(client.post("/v1/recommendations", json={"user_id": "a", "deadline_ms": 1}), 422)["field"]
+        == "deadline_ms"
+    )

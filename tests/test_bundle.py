@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +80,7 @@ def test_saved_is_loaded(tmp_path: Path) -> None:
     folder = write(tmp_path)
     bundle, again = open_bundle(folder), open_bundle(folder)
     assert bundle.name == "one"
+    assert [item.item_id for item in bundle.items[2:9:3]] == [bundle.ids.id(row) for row in (2, 5, 8)]
     assert list(bundle.items) == ITEMS
     assert bundle.ids.row("日本/ü") == 30
     np.testing.assert_array_equal(bundle.encode_items(ITEMS), bundle.matrix)
@@ -277,3 +280,22 @@ def test_an_interrupted_write_leaves_nothing_visible(tmp_path: Path, monkeypatch
         write(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert list_releases(tmp_path) == []
+
+
+@pytest.mark.parametrize("file", ["popularity.npy", "features.json"])
+def test_a_number_that_is_none_is_refused_wherever_it_stands(tmp_path: Path, file: str) -> None:
+    folder = write(tmp_path)
+    path = folder / file
+    if file == "features.json":
+        spec = json.loads(path.read_text())
+        spec["numbers"][0] = spec["numbers"][0] | {"mean": math.nan}
+        path.write_text(json.dumps(spec))
+    else:
+        popularity = np.load(path)
+        popularity[3, 1] = np.inf
+        np.save(path, popularity)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][file] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"finite|cannot be opened"):
+        open_bundle(folder)

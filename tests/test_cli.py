@@ -115,7 +115,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train", 2, "--data-dir"),
         ("train --data-dir x --surprise 1", 2, "--surprise"),
         ("train --data-dir nowhere", 1, "nowhere"),
-        ("train --data-dir nowhere --recipe best", 1, "known: default, movielens, quick"),
+        ("train --data-dir nowhere --recipe best", 1, "known: default, interactions, movielens, quick"),
         ("train --data-dir . --device cuda:99", 1, "cuda:99"),
         ("train --data-dir . --device tpu", 1, "device"),
         ("train --data-dir . --seed -1", 1, "seed"),

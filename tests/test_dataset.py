@@ -11,7 +11,7 @@ from embeddings.errors import DataError, InputError
 from embeddings.features import EventKind
 from embeddings.schema import EVENTS, Item
 from tests.histories import START, Touch, dataset
-from training.dataset import Dataset, Targets, first_touches, leave_last_out, temporal
+from training.dataset import Dataset, Targets, first_touches, leave_last_out, leave_share_out, temporal
 
 KINDS = {"view": EventKind(), "buy": EventKind(weight=5), "skip": EventKind(weight=0, positive=False)}
 
@@ -49,6 +49,14 @@ def test_catalogue_comes_first_and_items_that_only_events_name_come_behind() -> 
     assert data.items.all == ("b", "a", "x")
     assert [item.title for item in data.item_rows()] == ["Bée", "", ""]
     assert data.rows.tolist() == [2, 0]
+
+
+def test_what_is_about_contents_is_nothing_to_learn_from() -> None:
+    data = dataset({"ann": "a content:hero b", "bob": "content:hero b"})
+    assert data.items.all == ("a", "b")
+    assert data.items.ids(data.rows) == ["a", "b", "b"]
+    with pytest.raises(DataError, match="no events"):
+        dataset({"ann": "content:hero"})
 
 
 def test_types_attributes_and_contexts_reach_the_events() -> None:
@@ -177,3 +185,14 @@ def test_fingerprint_changes_with_everything_a_model_could_learn_from() -> None:
         dataset(events, context_buckets=9, contexts={"ann": {"channel": "email"}}),
     ]
     assert len({data.fingerprint() for data in [plain, *others]}) == 9
+
+
+def test_a_share_of_each_person_is_held_out_from_the_end() -> None:
+    data = dataset({"ann": "a b c d e f g h i j", "bob": "a b c", "cid": "a"})
+    split = leave_share_out(data, share=0.2, test_share=0.1)
+    assert [data.items.ids(found) for found in split.validation.relevant()] == [["h", "i"], ["c"]]
+    assert [data.items.ids(found) for found in split.test.relevant()] == [["j"]]
+    assert data.items.ids(history(data, split.test, 0)) == list("abcdefghi")
+    assert np.bincount(data.owners[split.train]).tolist() == [7, 2, 1]
+    with pytest.raises(InputError, match="add up to less than 1"):
+        leave_share_out(data, share=0.6, test_share=0.5)

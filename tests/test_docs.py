@@ -64,6 +64,14 @@ def test_every_setting_is_documented() -> None:
         assert f"| `{name}` | `{field.default}` | {field.description} |" in page
 
 
+def walk_through(url: str) -> str:
+    """What the script of the ten minutes says about a service."""
+    command = [sys.executable, str(ROOT / "docs" / "ten_minutes.py"), url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     """From a shop to a release, as the README has it; only the sizes are smaller and the recipe is the quick one."""
@@ -90,6 +98,23 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         ran.append(command.split()[1])
     assert ran == ["data", "data", "train", "evaluate", "publish"]
     assert (tmp_path / "var" / "releases" / "current").is_file()
+
+
+@pytest.mark.slow
+def test_the_ten_minutes_with_a_shop_are_as_they_say(live_service: str) -> None:
+    done = walk_through(live_service)
+    assert re.findall(r"(?m)^(\d+)\. ", done) == [str(part) for part in range(1, 11)]
+    for said in (
+        "would change 1 of 1 lists",
+        "segments of the person: ['tour-lookers']",
+        "shown it as often as they may be",
+        "asked a first time: [('price_drop', ",
+        "asked a second time: []",
+        "the same list under both ids: True",
+        "receipt valid: True",
+        "local delete placement tour",
+    ):
+        assert said in done, done
 
 
 @pytest.mark.slow

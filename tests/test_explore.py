@@ -70,6 +70,17 @@ def test_errors_say_what_is_known(bundle: Bundle, tmp_path: Path) -> None:
         explore.project(np.zeros((2, 4), dtype=np.float32))
 
 
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_a_map_keeps_neighbours_together_and_is_the_same_twice(bundle: Bundle, method: explore.Method) -> None:
+    points = explore.project(bundle.matrix, method=method)
+    assert points.shape == (len(bundle.ids), 2)
+    np.testing.assert_array_equal(points, explore.project(bundle.matrix, method=method))
+    groups = np.array([int(item_id[1]) for item_id in bundle.ids.all])
+    distance = np.square(points[:, None] - points[None]).sum(-1)
+    np.fill_diagonal(distance, np.inf)
+    assert (groups[distance.argmin(1)] == groups).mean() > 0.9
+
+
 def test_the_notebook_and_the_service_agree_on_neighbours(bundle: Bundle, releases: Path, tmp_path: Path) -> None:
     engine = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 'store.db'}"))
     engine.start()

@@ -131,6 +131,24 @@ def test_open_loop_counts_the_wait_behind_a_stall() -> None:
     assert found["p99_ms"] > 250
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ANSWER,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1;x=y\r\n}\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+    ],
+)
+def test_a_body_is_read_however_its_end_is_told(answer: bytes) -> None:
+    async def ask_twice(url: str) -> dict[str, object]:
+        caller = load.Caller(url, load.encode(url, ["{}"]), 0)
+        found = [(await caller.ask(), caller.body) for _ in range(2)]
+        caller.close()
+        return {"found": found}
+
+    assert against(lambda: Server([answer]), ask_twice)["found"] == [(200, b"{}")] * 2
+
+
 def test_an_answer_without_a_length_is_refused() -> None:
     with pytest.raises(ValueError, match="no content-length"):
         load.content_length(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")

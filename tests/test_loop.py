@@ -101,6 +101,13 @@ def test_cosine_towers_learn_it_too() -> None:
     assert hit_rate(data, train(data, split, config, CPU), split.test) > 0.95
 
 
+def test_filtered_histories_learn_it_too() -> None:
+    data = cycle(event_types=VIEW)
+    split = leave_last_out(data)
+    config = recipe(towers={"encoder": "filtered"}, epochs=25, patience=25)
+    assert hit_rate(data, train(data, split, config, CPU), split.test) > 0.95
+
+
 def test_the_same_arguments_give_the_same_weights_and_leave_the_caller_alone() -> None:
     data, split = small_world()
     torch.manual_seed(42)

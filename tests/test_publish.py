@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -22,7 +23,7 @@ from tests import habits
 from training.config import Run
 from training.contenders import item_matrix
 from training.dataset import leave_last_out
-from training.publish import failed_gates, publish
+from training.publish import failed_gates, golden_queries, publish
 from training.queries import encode_queries
 from training.runs import (
     CHECKPOINT,
@@ -88,6 +89,29 @@ def test_the_release_answers_as_the_run_does(world: TrainedRun, tmp_path: Path) 
         tokens = data.context_tokens(int(targets.events[q]), now=targets.times[q], last=last)
         served = bundle.encode_user(bundle.matrix[data.rows[past]], data.types[past], data.times[past], tokens)
         np.testing.assert_allclose(served, queries[q], atol=1e-5)
+
+
+def test_a_release_brings_the_questions_it_must_answer(world: TrainedRun, tmp_path: Path) -> None:
+    folder = publish(world, tmp_path).folder
+    asked = golden_queries(world, item_matrix(world.data, world.towers))
+    assert json.loads((folder / "golden.json").read_bytes()) == [one.model_dump(mode="json") for one in asked]
+    assert len(asked) == 8
+    assert all(one.rows and len(one.top) == 10 for one in asked)
+    # Whole and signed, but with weights of another model: the answers betray it.
+    other = publish(dataclasses.replace(scrambled(world), ranker=None), tmp_path, force=True).folder
+    shutil.copy(folder / "golden.json", other / "golden.json")
+    manifest = json.loads((other / "manifest.json").read_bytes())
+    manifest["files"]["golden.json"] = hashlib.sha256((other / "golden.json").read_bytes()).hexdigest()
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="golden queries find"):
+        open_bundle(other)
+
+
+def test_a_release_can_be_held_back(world: TrainedRun, tmp_path: Path) -> None:
+    first = publish(world, tmp_path)
+    second = publish(world, tmp_path, hold=True)
+    assert current_release(tmp_path) == first.name
+    assert list_releases(tmp_path) == sorted([first.name, second.name])
 
 
 def test_two_releases_of_one_second_have_two_names(world: TrainedRun, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from embeddings.errors import InputError
 from embeddings.schema import Item
 from serving.policy.columns import ItemColumns, row_of
 from serving.policy.compiled import MAX_COMBINATIONS, REFRESH_S, BoundPolicy, Policy, facts
-from serving.policy.placements import DEFAULT, SOURCES, Placement, parse_placement
+from serving.policy.placements import DEFAULT, PLACEMENTS, READY_MADE, USUAL_SOURCES, Placement, parse_placement
 from serving.policy.rules import ACTIONS, FACTS, Rule, parse_rule
 
 NOW = datetime(2026, 11, 23, 22, 30, tzinfo=UTC).timestamp()  # a Monday
@@ -67,6 +67,7 @@ def test_a_rule_round_trips_and_fills_in_defaults() -> None:
         "enabled": True,
         "priority": 0,
         "placements": [],
+        "share": 1.0,
         "starts_at": "2026-01-01T00:00:00Z",
         "ends_at": None,
     }
@@ -102,7 +103,11 @@ BAD_RULES: list[tuple[Any, str | None, str]] = [
     (rule("a", {"type": "cap", "attribute": "brand", "limit": 1}, items=OAK), "items", "leave 'items' out"),
     (rule("a", {"type": "include"}, items=None), "items", "'include' needs a condition"),
     (rule("a", {"type": "exclude"}, items={"all": [OAK | {"attribute": "brnd"}]}), "items.all.0.attribute", "brand"),
-    (rule("a", {"type": "pin", "position": 0}, when=OAK), "when.attribute", "known: context.<name>, time.date"),
+    (
+        rule("a", {"type": "pin", "position": 0}, when=OAK),
+        "when.attribute",
+        "known: context.<name>, history",
+    ),
     (rule("a", {"type": "include"}, when={"not": GERMAN | {"value": None}}), "when.not.value", "finite"),
     (rule("a", {"type": "include"}, priority=0.5), "priority", "integer"),
     (rule("a", {"type": "include"}, enabled="yes"), "enabled", "boolean"),
@@ -326,16 +331,16 @@ def test_what_does_not_compile_is_left_out_and_listed() -> None:
     }
     policy = Policy.compile(documents, version=8, item_attributes=["brand"])
     assert policy.version == 8
-    assert [found.id for found in policy.rules] == ["good"]
+    assert [found.id for found in policy.rules] == ["good", "stale"]  # an include rule does not open by itself
     assert [(problem.kind, problem.id, problem.field) for problem in policy.problems] == [
         ("rules", "", None),
+        ("placement", "mail", "sources"),
         ("rule", "stale", "items.attribute"),
         ("rule", "good", "id"),
         ("rule", "", None),
         ("rule", "['x']", "id"),
-        ("placement", "mail", "sources"),
     ]
-    assert "brand" in policy.problems[1].message
+    assert "brand" in policy.problems[2].message
     assert policy.bind(ItemColumns.of(shop()), now=NOW).active("home", {}, NOW).removed_by(0) == "good"
 
 
@@ -355,7 +360,8 @@ near_rules = st.fixed_dictionaries(
 @given(rules=st.lists(near_rules | json_values, max_size=4), placements=st.lists(json_values, max_size=2))
 def test_no_document_breaks_the_compiler(rules: list[Any], placements: list[Any]) -> None:
     policy = Policy.compile({"rule": rules, "placement": placements}, version=1, item_attributes=[])
-    assert len(policy.rules) + len(policy.placements) + len(policy.problems) == len(rules) + len(placements)
+    written = [one for one in policy.placements.values() if one is not READY_MADE.get(one.id)]
+    assert len(policy.rules) + len(written) + len(policy.problems) == len(rules) + len(placements)
 
 
 simple = st.sampled_from([CHEAP, OAK, NEW, {"not": CHEAP}, {"any": [OAK, NEW]}])
@@ -399,9 +405,16 @@ def test_a_placement_round_trips() -> None:
         "description": "the start page",
         "sources": ["trending", "two_tower"],
         "seen": [],
-        "diversity": 0.25,
+        "order": "ranked",
+        "fill": False,
         "objectives": {"purchase": 3.0, "return": -1.0},
+        "values": {"margin": 0.5, "price": -1.0},
+        "novelty": 0.25,
+        "freshness": {"weight": 2.0, "half_life_days": 7.0},
+        "diversity": 0.25,
         "k": 12,
+        "channel": "email",
+        "exploration": 0.25,
     }
     placement = parse_placement(raw)
     assert placement.model_dump(mode="json") == raw
@@ -420,6 +433,10 @@ BAD_PLACEMENTS: list[tuple[Any, str | None, str]] = [
     ({"diversity": math.nan}, "diversity", "finite"),
     ({"diversity": True}, "diversity", "number"),
     ({"objectives": {"click": math.inf}}, "objectives.click", "finite"),
+    ({"values": {"margin": 1001.0}}, "values.margin", "1000"),
+    ({"freshness": {"half_life_days": 3.0}}, "freshness.weight", "required"),
+    ({"freshness": {"weight": 1.0, "half_life_days": 0.0}}, "freshness.half_life_days", "greater than 0"),
+    ({"order": "random"}, "order", "'ranked' or 'found'"),
     ({"k": 0}, "k", "1"),
     ({"k": 201}, "k", "200"),
     ({"colour": 1}, "colour", "known: id, description, sources"),
@@ -434,9 +451,31 @@ def test_a_wrong_placement_says_where_and_why(raw: Any, field: str | None, words
     assert words in caught.value.message
 
 
+def test_the_usual_placements_are_there_until_one_of_that_name_is_written() -> None:
+    names = {"for_you", "similar", "bought_together", "trending", "new", "because_you_watched", "continue", "buy_again"}
+    assert names | {"category_page", "search_rerank", "gorse", "default"} == set(READY_MADE)
+    policy = compiled(placements=({"id": "buy_again", "k": 3}, {"id": "new", "k": 0}))
+    changed = policy.placement("buy_again")
+    assert (changed.k, changed.sources, changed.seen, changed.fill) == (3, ("buy_again",), (), False)
+    assert policy.placement("new") == READY_MADE["new"], "a broken document does not take its place"
+    assert [one.id for one in policy.problems] == ["new"]
+
+
+def test_a_value_must_be_an_attribute_of_the_catalogue() -> None:
+    raw = {"id": "home", "values": {"marign": 1.0}}
+    with pytest.raises(InputError, match="did you mean 'margin'") as caught:
+        Policy.compile({}, version=0, item_attributes=["margin"]).admit(PLACEMENTS, raw, item_attributes=["margin"])
+    assert caught.value.field == "values.marign"
+    policy = Policy.compile({"placement": [raw]}, version=1, item_attributes=["margin"])
+    assert policy.placement("home").values == {"marign": 1.0}, (
+        "what is gone counts for nothing, the rest stays in force"
+    )
+    assert "marign" in (policy.problem(PLACEMENTS, "home") or "")
+
+
 def test_an_unknown_placement_gets_the_default() -> None:
     assert compiled().placement("home") is DEFAULT
-    assert DEFAULT.sources == SOURCES
+    assert DEFAULT.sources == USUAL_SOURCES
     assert DEFAULT.seen == ("purchase", "rating")
     policy = compiled(placements=({"id": "default", "k": 5}, {"id": "home", "k": 6}))
     assert [policy.placement(name).k for name in ("home", "cart", "default")] == [6, 5, 5]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import socket
 import subprocess
 import sys
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from serving import family
+from serving.store import Store
 from tests.conftest import ROOT, free_port, require, started, world_items, write_world
 
 pytestmark = pytest.mark.slow
@@ -33,6 +38,18 @@ def view(url: str, user: str, item_id: str) -> None:
     assert httpx2.post(f"{url}/v1/events", json=event, timeout=30).status_code == 202
 
 
+def page(url: str, user: str) -> dict[str, Any]:
+    """A whole page, with the items of its shelves below each other; none that others' events would fill."""
+    names = ("continue", "because_you_watched", "for_you")
+    slots = [{"id": name, "type": "shelf", "placement": name, "max_items": 5} for name in names]
+    layout = {"slots": slots, "exploration": 0.0}
+    assert httpx2.put(f"{url}/v1/layouts/start", json=layout, timeout=30).status_code == 200
+    reply = httpx2.post(f"{url}/v1/pages", json={"user_id": user, "page": "start"}, timeout=30)
+    assert reply.status_code == 200, reply.text
+    body: dict[str, Any] = reply.json()
+    return body | {"items": [item for slot in body["slots"] for item in slot["items"]]}
+
+
 def walk(url: str) -> list[list[str]]:
     """What one person is offered while they look around, and after the policy changed."""
     user = uuid.uuid4().hex
@@ -49,6 +66,9 @@ def walk(url: str) -> list[list[str]]:
     offered.append(recommend(url, user, k=60))
     assert httpx2.delete(f"{url}/v1/items/new", timeout=30).status_code == 204
     assert httpx2.delete(f"{url}/v1/rules/pin", timeout=30).status_code == 204
+    offered.append(recommend(url, user, placement="because_you_watched"))
+    offered.append(recommend(url, user, placement="because_you_watched", page=offered[-1]["next_page"]))
+    offered.append(page(url, user))
     assert all(one["degraded"] == [] for one in offered)
     return [[item["item_id"] for item in one["items"]] for one in offered]
 
@@ -67,6 +87,34 @@ def test_metrics_count_over_all_replicas(live_service: str) -> None:
     assert "ray_" not in text
 
 
+def test_haproxy_listens_on_loopback_alone(live_service: str) -> None:
+    port = int(live_service.rpartition(":")[2])
+    proxies = [one for one in family.members(port) if one.name() == "haproxy"]
+    assert proxies
+    listening = {one.laddr.ip for proxy in proxies for one in proxy.net_connections() if one.status == "LISTEN"}
+    assert listening == {"127.0.0.1"}
+
+
+def test_the_doctor_finds_the_running_service_well(live_service: str, tmp_path: Path) -> None:
+    port = live_service.rpartition(":")[2]
+    command = [
+        sys.executable,
+        "-m",
+        "bespoke",
+        "doctor",
+        "--json",
+        "--port",
+        port,
+        "--store",
+        f"sqlite:///{tmp_path}/s.db",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    found = {(one["subject"], one["level"]): one["text"] for one in json.loads(done.stdout)["findings"]}
+    assert "answers" in found["port", "ok"]
+    assert "of Ray listen everywhere and ask for its token" in found["reach", "ok"]
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_chained_application_gives_the_same_answers(live_service: str, tmp_path: Path) -> None:
     with socket.socket() as probe:
         taken = probe.connect_ex(("127.0.0.1", 8000)) == 0
@@ -76,9 +124,7 @@ def test_the_chained_application_gives_the_same_answers(live_service: str, tmp_p
     exports = subprocess.run(
         [sys.executable, "-m", "bespoke", "environment"], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    for line in exports.stdout.splitlines():
-        name, _, value = line.removeprefix("export ").partition("=")
-        environment[name] = value
+    environment |= dict(word.split("=", 1) for word in shlex.split(exports.stdout) if word != "export")
     serve = str(Path(sys.executable).parent / "serve")
     url = "http://127.0.0.1:8000"
     with started([serve, "run", "ray_config.yaml"], url, tmp_path / "serve.log", **environment):
@@ -86,10 +132,16 @@ def test_the_chained_application_gives_the_same_answers(live_service: str, tmp_p
         assert httpx2.post(f"{url}/v1/items", json={"items": items}, timeout=30).status_code == 200
         assert httpx2.get(f"{url}/v1/info", timeout=30).json()["topology"] == "chained"
         chained = walk(url)
+    with Store.open(environment["BESPOKE_STORE"]) as store:
+        logged = store.decisions.between(datetime(2026, 1, 1, tzinfo=UTC), datetime.now(UTC)).decisions
+    assert [one.items for one in logged] == chained, "every answer is in the log, the last ones written at the stop"
+    assert all(one.sources for one in logged)
     fused = walk(live_service)
     assert chained == fused
     assert "g3-9" in fused[5][1:2]
     assert "new" in fused[6]
+    assert not set(fused[7]) & set(fused[8])
+    assert len(set(fused[9])) == len(fused[9]) > 7
 
 
 def test_a_taken_port_is_one_sentence_and_nothing_starts(tmp_path: Path) -> None:

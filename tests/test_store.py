@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import insert, make_url, text
+from sqlalchemy import make_url, text
 
 from embeddings.errors import BespokeError, ConfigError, Conflict, InputError, NotFound, StoreError
 from embeddings.schema import Event, Item, User
 from serving.store import HISTORY_LIMIT, HistoryEvent, Store, tables
-from serving.store.profiles import merge
+from serving.store.checksums import checksum
+from serving.store.histories import merge
 
 ROOT = Path(__file__).parents[1]
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -247,10 +248,14 @@ def test_reading_on_never_passes_an_event_that_is_still_being_written(store: Sto
     if store.database.embedded:
         pytest.skip("SQLite has one writer at a time: numbers appear in order")
     inserted, commit = threading.Event(), threading.Event()
-    row = {"event_id": "slow", "user_id": "u", "item_id": "i", "event_type": "view", "timestamp": 0, "context": "{}"}
+    columns = "event_id, user_id, item_id, event_type, timestamp, context, checksum"
+    values = ("slow", "u", "i", "view", 0, "{}")
+    sum_of_it = checksum(*values[:5], None, None, None, "{}", None, None)
 
     def slow(connection: Any) -> None:
-        connection.execute(insert(tables.EVENTS), row)
+        connection.exec_driver_sql(
+            f"INSERT INTO events ({columns}) VALUES (%s, %s, %s, %s, %s, %s, %s)", (*values, sum_of_it)
+        )
         inserted.set()
         assert commit.wait(30)
 
@@ -380,13 +385,15 @@ def test_people_are_listed_by_activity(store: Store) -> None:
 def test_erasing_a_person_leaves_nothing_of_them(store: Store) -> None:
     store.events.append([event(event_id="1"), event(event_id="2"), event("u2", event_id="3")])
     store.profiles.upsert([User(user_id="u1", attributes={"age": 30.0})])
-    assert store.profiles.erase("u1") == 2
+    assert store.profiles.erase("u1").removed["events"] == 2
     assert store.profiles.get("u1") is None
     assert store.events.count("u1") == 0
     assert [one.user_id for _, one in store.events.since(0)] == ["u2"]
-    assert store.profiles.erase("u1") == 0
-    assert store.profiles.erase("never heard of") == 0
-    assert store.events.append([event(event_id="1")]).accepted == 1
+    assert store.profiles.erase("u1").removed["events"] == 0
+    assert store.profiles.erase("never heard of").removed["events"] == 0
+    assert store.events.append([event(event_id="1")]).erased == 1, "what happened before stays away"
+    again = event(event_id="1").model_copy(update={"timestamp": datetime.now(UTC) + timedelta(minutes=1)})
+    assert store.events.append([again]).accepted == 1, "an erased person may come back"
 
 
 def test_text_that_no_database_holds_is_an_input_error(store: Store) -> None:
@@ -706,3 +713,12 @@ def assert_profiles_agree_with_events(store: Store, total: int) -> None:
         times = sorted(one.timestamp.timestamp() for one in own)[-HISTORY_LIMIT:]
         assert [seen.timestamp for seen in profile.history] == times
         assert Counter(seen.item_id for seen in profile.history) == Counter(one.item_id for one in own[-HISTORY_LIMIT:])
+
+
+def test_one_statement_reads_the_person_and_how_far_the_store_is(store: Store) -> None:
+    assert store.profiles.read("u1") == (None, 0, 0)
+    store.events.append([event()])
+    store.documents.put("rule", "r", {}, by="test")
+    store.catalogue.upsert([Item(item_id="i1")])
+    assert store.profiles.read("u1") == (store.profiles.get("u1"), 1, 1)
+    assert store.profiles.read(None) == (None, 1, 1)

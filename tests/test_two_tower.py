@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from embeddings.bundle import build_towers, open_bundle
 from embeddings.features import FeatureSpec, gap_buckets
 from embeddings.schema import Item
-from embeddings.two_tower import TowerConfig, TwoTower
+from embeddings.two_tower import TowerConfig, TwoTower, drop, low_pass
 from tests.conftest import write_world
 from tests.histories import dataset
 from training.dataset import leave_last_out
@@ -75,11 +75,31 @@ def test_recency_counts_how_far_back_an_event_lies() -> None:
     assert not torch.allclose(after[4], before[4])
 
 
-def test_padding_changes_nothing() -> None:
-    _, built = towers()
+@pytest.mark.parametrize("encoder", ["attention", "filtered", "pooled"])
+def test_padding_changes_nothing(encoder: str) -> None:
+    _, built = towers(encoder=encoder)
     history = random_history(3)
     padded = [torch.cat([part, torch.ones_like(part)], dim=1) for part in history]
-    torch.testing.assert_close(built.users(*padded)[:, 3], built.users(*history)[:, -1])
+    lengths = torch.tensor([3])
+    torch.testing.assert_close(built.users(*padded, lengths)[:, 3], built.users(*history)[:, -1])
+
+
+def test_the_filter_passes_the_lowest_frequencies_and_no_others() -> None:
+    signal = torch.randn(20, 3)
+    spectrum = torch.fft.rfft(signal, dim=0)
+    spectrum[4:] = 0
+    torch.testing.assert_close(low_pass(20, 4) @ signal, torch.fft.irfft(spectrum, n=20, dim=0))
+
+
+def test_a_filtered_history_counts_its_places_from_the_end() -> None:
+    _, built = towers(encoder="filtered")
+    history = random_history(5)
+    with torch.no_grad():
+        before = built.users(*history)[:, -1]
+        built.users.places.weight[6:] += 1.0
+        torch.testing.assert_close(built.users(*history)[:, -1], before)
+        built.users.places.weight[0] += torch.randn(8)
+        assert not torch.allclose(built.users(*history)[:, -1], before)
 
 
 def test_a_context_of_nothing_is_no_context_and_padding_tokens_do_not_dilute() -> None:
@@ -194,3 +214,24 @@ def test_service_and_training_encode_a_person_alike(tmp_path: Path) -> None:
         assert gap_buckets(data.times[events])[0] == 0
         alone = served.encode_user(matrix[data.rows[events]], data.types[events], data.times[events], context)
         np.testing.assert_allclose(alone, together[query], atol=1e-5)
+
+
+def test_a_pooled_history_is_a_set_of_items_that_weigh_differently() -> None:
+    _, built = towers(encoder="pooled")
+    vectors, types, gaps = random_history(5)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    with torch.no_grad():
+        states = built.users(vectors, types, gaps)
+        assert torch.allclose(states[:, -1], built.users(vectors[:, order], types, gaps)[:, -1], atol=1e-6)
+        plain = (vectors.sum(1) + built.users.start) / 6
+        assert not torch.allclose(states[:, -1], plain, atol=1e-3), "every item weighs alike"
+        assert torch.equal(states[:, 0], built.users.start.expand(1, -1)), "an empty history is the start"
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_dropout_keeps_the_mean_and_drops_the_share(share: float) -> None:
+    torch.manual_seed(0)
+    found = drop(torch.ones(200, 999), share)
+    assert abs(float((found == 0).float().mean()) - share) < 0.005
+    assert abs(float(found.mean()) - 1.0) < 0.01
+    assert len(found.unique()) == 2

@@ -55,6 +55,22 @@ def test_every_target_is_asked_for_once_an_epoch_with_enough_of_its_past(max_his
         assert sorted(asked) == wanted.tolist()
 
 
+def test_a_single_window_asks_for_one_event_from_all_of_its_past_that_fits() -> None:
+    data = crowd()
+    split = leave_last_out(data)
+    found = Windows(data, split, max_history=7, batch=4, hide_seen=True, single=True)
+    asked = []
+    for group in found.epoch(0, 1):
+        batch = found.collate(group)
+        assert len(batch) == len(group)
+        events = group[batch.windows, 1]
+        assert (batch.places == batch.lengths[batch.windows]).all()
+        assert (batch.places == np.minimum(events - data.offsets[data.owners[events]], 7)).all()
+        assert (batch.targets == data.rows[events]).all()
+        asked += events.tolist()
+    assert sorted(asked) == np.flatnonzero(split.train & data.positive & first_touches(data)).tolist()
+
+
 def test_a_window_reads_the_events_of_one_person_and_no_later_ones() -> None:
     data = crowd()
     split = leave_last_out(data)
