@@ -4,7 +4,8 @@
 
 RecTools needs an older NumPy than Bespoke allows, so this file imports nothing of Bespoke. FOLDER holds `history.txt`
 (one person a line: the person, then the items) and `answers.txt` (what each of them took next). Prints one JSON object
-a look (every epoch of SASRec): the seconds spent in training so far, and NDCG@10 over the answers with the history left out of the lists.
+a look (every epoch of SASRec): the seconds spent in training so far, and NDCG@10 over the answers with the history left
+out of the lists.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 The rivals are RecTools' SASRec, and ALS and BPR of `implicit`. They need an older NumPy than Bespoke allows, so they run in
 an environment of their own, which --python names: `pip install "rectools[torch]==0.17.0" implicit==0.7.2` in a fresh one.
 Both train on the events that the recipe's split gives to training, one after the other, each with all threads, and are
-asked for the same validation targets after every epoch; the clock stands still while they are asked. Ends with one JSON
+asked for the same validation targets from time to time; the clock stands still while they are asked. Ends with one JSON
 object: `speedup` is the rival's time to its best figure over ours to the same, None if we never came to it.
 """
 

@@ -44,14 +44,14 @@ from safetensors.torch import load_file, save_file
 from embeddings.durable import flush, put
 from embeddings.errors import BundleError, NotFound
 from embeddings.features import FeatureSpec, Floats, Ints, gap_buckets
-from embeddings.fused import FusedRanker, FusedUser
+from embeddings.fused import FusedRanker, FusedUser, FusedUsers, fuse_users
 from embeddings.ids import IdMap
 from embeddings.index import VectorIndex
 from embeddings.neighbours import Neighbours
 from embeddings.ranker import FEATURES, Ranker, RankerConfig
 from embeddings.replenishment import Paces
 from embeddings.schema import ITEMS, Item, from_table
-from embeddings.two_tower import ItemTower, TowerConfig, TwoTower, UserTower
+from embeddings.two_tower import ItemTower, TowerConfig, TwoTower, UserEnsemble, UserTower
 
 FORMAT = 1
 CURRENT = "current"
@@ -157,9 +157,9 @@ class Bundle:
     together: npt.NDArray[np.int32] | None = None
 
     @cached_property
-    def user_pass(self) -> FusedUser:
+    def user_pass(self) -> FusedUser | FusedUsers:
         """The user tower for one person at a time."""
-        return FusedUser(self.towers.users)
+        return fuse_users(self.towers.users)
 
     @cached_property
     def ranker_pass(self) -> FusedRanker:
@@ -202,9 +202,10 @@ class Bundle:
 
 def build_towers(config: TowerConfig, spec: FeatureSpec, *, items: int) -> TwoTower:
     """Make both towers, untrained, in the size that configuration, featurizer and catalogue ask for."""
+    users = UserTower if config.members == 1 else UserEnsemble
     return TwoTower(
         ItemTower(config, items=items, tokens=spec.token_count, words=spec.text_buckets, numbers=len(spec.numbers)),
-        UserTower(config, event_types=len(spec.event_types), context_buckets=spec.context_buckets),
+        users(config, event_types=len(spec.event_types), context_buckets=spec.context_buckets),
     )
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from embeddings.features import Floats, Ints
 from embeddings.ranker import Ranker
-from embeddings.two_tower import SHORTEST, Attention, Block, FilteredBlock, UserTower
+from embeddings.two_tower import SHORTEST, Attention, Block, FilteredBlock, UserEnsemble, UserTower
 
 Array = npt.NDArray[np.float32]
 
@@ -85,6 +85,27 @@ class FusedUser:
             x_TD = block.every(x_TD)
         last_D = self._blocks[-1].last(x_TD) if self._blocks else x_TD[-1]
         return last_D if self._filtered else self._norm_out(last_D)
+
+
+class FusedUsers:
+    """User towers side by side, for one person at a time."""
+
+    def __init__(self, towers: UserEnsemble) -> None:
+        self.config = towers.config
+        self._members = [FusedUser(member) for member in towers.members]  # type: ignore[arg-type]
+
+    def query(self, vectors_LD: Floats, types_L: Ints, gaps_L: Ints, context: Sequence[int]) -> Floats:
+        """Query vector [D], as that of a `FusedUser`."""
+        parts = np.split(vectors_LD, len(self._members), axis=-1)
+        queries = [
+            member.query(part, types_L, gaps_L, context) for member, part in zip(self._members, parts, strict=True)
+        ]
+        return np.concatenate(queries)
+
+
+def fuse_users(towers: UserTower | UserEnsemble) -> FusedUser | FusedUsers:
+    """The pass of one user tower, or of several side by side."""
+    return FusedUsers(towers) if isinstance(towers, UserEnsemble) else FusedUser(towers)
 
 
 class FusedRanker:

@@ -57,11 +57,22 @@ class TowerConfig(BaseModel):
         le=2.0,
         description="pooled: every item of a history is divided by its length to this power",
     )
+    members: int = Field(
+        default=1, ge=1, le=16, description="towers side by side, each in its own part of dim, whose scores add up"
+    )
+
+    @property
+    def alone(self) -> TowerConfig:
+        """Of one of the members by itself."""
+        return self.model_copy(update={"dim": self.dim // self.members, "members": 1})
 
     @model_validator(mode="after")
-    def _heads_divide_dim(self) -> TowerConfig:
-        if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is not divisible by heads {self.heads}")
+    def _parts_divide_dim(self) -> TowerConfig:
+        if self.dim % (self.members * self.heads):
+            among = f"{self.members} members of {self.heads} heads" if self.members > 1 else f"heads {self.heads}"
+            raise ValueError(f"dim {self.dim} is not divisible by {among}")
+        if self.members > 1 and self.metric == "cosine":
+            raise ValueError("members whose scores add up need metric = 'dot'")
         return self
 
 
@@ -290,12 +301,47 @@ class UserTower(nn.Module):
         return F.normalize(states_XD, dim=-1) if self.config.metric == "cosine" else states_XD
 
 
-class TwoTower(nn.Module):
-    """Both towers, with the scale that turns their dot product into a logit while training."""
+class UserEnsemble(nn.Module):
+    """User towers side by side: each reads and answers in its own part of the space, [.., D / M] of M members.
 
-    def __init__(self, items: ItemTower, users: UserTower) -> None:
+    A dot product in the whole space is the sum of the members' own, so one index serves all of them (deep ensembles,
+    Lakshminarayanan et al., 2017).
+    """
+
+    def __init__(self, config: TowerConfig, *, event_types: int, context_buckets: int) -> None:
+        super().__init__()
+        self.config = config
+        self.members = nn.ModuleList(
+            UserTower(config.alone, event_types=event_types, context_buckets=context_buckets)
+            for _ in range(config.members)
+        )
+
+    def forward(
+        self, vectors_BLD: Tensor, types_BL: Tensor, gaps_BL: Tensor, lengths_B: Tensor | None = None
+    ) -> Tensor:
+        """States [B, L + 1, D], as those of a `UserTower`."""
+        parts = vectors_BLD.chunk(len(self.members), dim=-1)
+        states = [member(part, types_BL, gaps_BL, lengths_B) for member, part in zip(self.members, parts, strict=True)]
+        return torch.cat(states, dim=-1)
+
+    def query(self, states_XD: Tensor, context_XC: Tensor | None) -> Tensor:
+        """Query vectors [X, D], as those of a `UserTower`."""
+        parts = states_XD.chunk(len(self.members), dim=-1)
+        queries = [member.query(part, context_XC) for member, part in zip(self.members, parts, strict=True)]  # type: ignore[operator]
+        return torch.cat(queries, dim=-1)
+
+
+class TwoTower(nn.Module):
+    """Both towers. Items have one for all members: its tables are theirs, one beside the other."""
+
+    def __init__(self, items: ItemTower, users: UserTower | UserEnsemble) -> None:
         super().__init__()
         self.items, self.users = items, users
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.items.tokens.weight.device
 
 
 def drop(x: Tensor, share: float) -> Tensor:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from embeddings.features import GAP_BUCKETS
-from embeddings.fused import FusedRanker, FusedUser
+from embeddings.fused import FusedRanker, fuse_users
 from embeddings.ranker import FEATURES, Ranker, RankerConfig
-from embeddings.two_tower import TowerConfig, UserTower
+from embeddings.two_tower import TowerConfig, UserEnsemble, UserTower
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -39,12 +39,14 @@ def shaken(module: M, seed: int = 0) -> M:
         TowerConfig(dim=16, encoder="filtered", heads=2, max_history=20),
         TowerConfig(dim=16, encoder="pooled", max_history=20, metric="cosine"),
         TowerConfig(dim=16, encoder="pooled", max_history=20, length_power=1.4),
+        TowerConfig(dim=32, encoder="filtered", members=2, heads=2, max_history=20),
     ],
-    ids=["plain", "heads", "cosine", "no block", "filtered", "pooled", "by length"],
+    ids=["plain", "heads", "cosine", "no block", "filtered", "pooled", "by length", "two members"],
 )
 @pytest.mark.parametrize("buckets", [0, 32])
 def test_the_user_tower(config: TowerConfig, length: int, buckets: int) -> None:
-    tower = shaken(UserTower(config, event_types=3, context_buckets=buckets))
+    kind = UserTower if config.members == 1 else UserEnsemble
+    tower = shaken(kind(config, event_types=3, context_buckets=buckets))
     rng = np.random.default_rng(length)
     vectors = rng.standard_normal((length, config.dim)).astype(np.float32)
     types, gaps = rng.integers(0, 4, length), rng.integers(0, GAP_BUCKETS, length)
@@ -52,7 +54,7 @@ def test_the_user_tower(config: TowerConfig, length: int, buckets: int) -> None:
     with torch.inference_mode():
         states = tower(*(torch.from_numpy(array)[None] for array in (vectors, types, gaps)))
         expected = tower.query(states[:, -1], torch.tensor([context]) if context else None)[0].numpy()
-    found = FusedUser(tower).query(vectors, types, gaps, context)
+    found = fuse_users(tower).query(vectors, types, gaps, context)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 

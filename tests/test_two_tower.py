@@ -32,9 +32,9 @@ def towers(seed: int = 0, **changes: object) -> tuple[FeatureSpec, TwoTower]:
     with torch.no_grad():  # weights far from their careful start, so that every part shows
         for weight in built.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
-        for table in (built.items.ids, built.users.context):  # row 0 is nobody, as training leaves it
-            if table is not None:
-                table.weight[0] = 0.0
+        for name, table in built.named_parameters():  # row 0 is nobody, as training leaves it
+            if name.endswith(("ids.weight", "context.weight")):
+                table[0] = 0.0
     return spec, built.eval()
 
 
@@ -190,8 +190,25 @@ def test_heads_must_divide_the_width() -> None:
         TowerConfig(dim=10, heads=4)
 
 
-def test_service_and_training_encode_a_person_alike(tmp_path: Path) -> None:
-    spec, built = towers()
+def test_members_need_a_part_each_and_scores_that_add_up() -> None:
+    with pytest.raises(ValidationError, match="dim 12 is not divisible by 2 members of 4 heads"):
+        TowerConfig(dim=12, heads=4, members=2)
+    with pytest.raises(ValidationError, match="members whose scores add up need metric = 'dot'"):
+        TowerConfig(members=2, metric="cosine")
+
+
+def test_a_member_reads_and_answers_in_its_own_part() -> None:
+    _, built = towers(members=2, heads=1)
+    vectors, types, gaps = random_history(4)
+    other = torch.cat([vectors[..., :4], torch.randn(1, 4, 4)], dim=-1)
+    before, after = (built.users(part, types, gaps)[:, -1] for part in (vectors, other))
+    torch.testing.assert_close(after[:, :4], before[:, :4])
+    assert not torch.isclose(after[:, 4:], before[:, 4:]).any()
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_service_and_training_encode_a_person_alike(tmp_path: Path, members: int) -> None:
+    spec, built = towers(members=members)
     served = replace(open_bundle(write_world(tmp_path)), towers=built, spec=spec)
     histories = {
         f"u{length}": " ".join(f"i{(3 * at + length) % 10}" for at in range(length)) for length in range(3, 10)

@@ -72,6 +72,20 @@ def test_items_come_and_go_and_rows_follow_their_names() -> None:
     towers.load_state_dict(moved.weights)
 
 
+def test_rows_of_members_follow_their_names_too() -> None:
+    pair = CONFIG.model_copy(update={"members": 2})
+    old_data, _ = world(catalogue("a", "b"), event_types={"view": EventKind(), "buy": EventKind()})
+    data, _ = world(catalogue("b", "a"), event_types={"add": EventKind(), "view": EventKind()})
+    old, towers = (build_towers(pair, one.spec, items=2) for one in (old_data, data))
+    was = Origin(name="old", config=pair, spec=old_data.spec, ids=old_data.items, weights=old.state_dict(), cold=None)
+    moved = transplant(was, towers, data).weights
+    for member in ("0", "1"):
+        name = f"users.members.{member}.types.weight"
+        before, after = old.state_dict()[name], moved[name]
+        assert torch.equal(after[data.spec.event_row("view")], before[old_data.spec.event_row("view")])
+    towers.load_state_dict(moved)
+
+
 def test_a_new_attribute_begins_where_its_bucket_stood() -> None:
     old_data, old = world(catalogue("a", "b"))
     data, towers = world(catalogue("a", "b", brand="zeta"))

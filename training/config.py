@@ -109,6 +109,8 @@ class Config(_Section):
             raise ValueError("event_types: at least one type must be positive, or there is nothing to predict")
         if self.spectrum and (self.towers.encoder, self.towers.metric) != ("pooled", "dot"):
             raise ValueError("spectrum: needs towers.encoder = 'pooled' and towers.metric = 'dot'")
+        if self.spectrum and self.towers.members > 1:
+            raise ValueError("spectrum: is one, so towers.members must be 1")
         if not self.optimisation.epochs and not self.spectrum:
             raise ValueError("optimisation.epochs: 0 trains nothing, unless a spectrum begins")
         unknown = sorted(set(self.ranker.objectives) - set(self.event_types)) if self.ranker else []

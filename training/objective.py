@@ -8,7 +8,7 @@ Shape suffixes: B windows, L events, T = L + 1 places, P positions, D dimensions
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Objective:
     ) -> None:
         self.towers, self.catalogue, self.settings = towers, catalogue, settings
         self.gather = gather or (lambda rows: rows)
-        self.device = towers.users.start.device
+        self.device, self.members = towers.device, towers.users.config.members
         self.full = len(catalogue) <= settings.full_up_to
         self.everything = ItemTensors(catalogue, self.device) if self.full else None
         self.read = torch.compile(towers.users, dynamic=True) if compile else towers.users
@@ -51,14 +51,19 @@ class Objective:
 
     def _full(self, batch: Batch) -> Tensor:
         items_ND = self.towers.items(self.everything)
-        return full_softmax(
-            self._queries(batch, items_ND[self._put(batch.rows)]),
-            items_ND,
-            self._put(batch.targets),
-            hidden_at=self._put(batch.hidden_at),
-            hidden_rows=self._put(batch.hidden_rows),
-            temperature=self.settings.temperature,
-            chunk_mb=self.settings.chunk_mb,
+        queries_PD = self._queries(batch, items_ND[self._put(batch.rows)])
+        targets_P, hidden_at, hidden_rows = map(self._put, (batch.targets, batch.hidden_at, batch.hidden_rows))
+        return _mean(
+            full_softmax(
+                queries,
+                items.contiguous(),
+                targets_P,
+                hidden_at=hidden_at,
+                hidden_rows=hidden_rows,
+                temperature=self.settings.temperature,
+                chunk_mb=self.settings.chunk_mb,
+            )
+            for queries, items in self._parts(queries_PD, items_ND)
         )
 
     def _sampled(self, batch: Batch) -> Tensor:
@@ -69,15 +74,27 @@ class Objective:
         used_U = np.unique(np.concatenate([batch.rows.reshape(-1), batch.targets, rows_M.cpu().numpy()]))
         vectors_UD = self.towers.items(ItemTensors(self.catalogue.take(used_U), self.device))
         place = self._put(used_U)
-        return sampled_softmax(
-            self._queries(batch, vectors_UD[self._put(np.searchsorted(used_U, batch.rows))]),
+        queries_PD = self._queries(batch, vectors_UD[self._put(np.searchsorted(used_U, batch.rows))])
+        right_PD, drawn_MD = (
             vectors_UD[torch.searchsorted(place, targets_P)],
             vectors_UD[torch.searchsorted(place, rows_M)],
-            targets_P=targets_P,
-            candidates_M=rows_M,
-            expected_M=expected_M,
-            temperature=settings.temperature,
         )
+        return _mean(
+            sampled_softmax(
+                queries,
+                right,
+                drawn,
+                targets_P=targets_P,
+                candidates_M=rows_M,
+                expected_M=expected_M,
+                temperature=settings.temperature,
+            )
+            for queries, right, drawn in self._parts(queries_PD, right_PD, drawn_MD)
+        )
+
+    def _parts(self, *vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The parts of every member: each learns for itself, as if it were alone."""
+        return zip(*(whole.chunk(self.members, dim=-1) for whole in vectors), strict=True)
 
     def _queries(self, batch: Batch, vectors_BLD: Tensor) -> Tensor:
         states_BTD = self.read(vectors_BLD, self._put(batch.types), self._put(batch.gaps), self._put(batch.lengths))
@@ -86,3 +103,7 @@ class Objective:
 
     def _put(self, array: Ints) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def _mean(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).mean()

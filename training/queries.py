@@ -32,7 +32,7 @@ def encode_queries(data: Dataset, towers: TwoTower, matrix: Floats, targets: Tar
     `matrix` [N, D] are the item vectors that histories are read as. Equal to `Bundle.encode_user` one at a time. Runs
     where the towers are; they are left in the mode they came in.
     """
-    users, device = towers.users, towers.users.start.device
+    users, device = towers.users, towers.device
     starts = np.maximum(data.offsets[targets.users], targets.ends - users.config.max_history)
     tokens = target_context(data, targets)
     gaps, vectors = event_gaps(data), torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32)).to(device)
@@ -56,7 +56,7 @@ def validate(data: Dataset, towers: TwoTower, catalogue: ItemFeatures, targets: 
     """Recall and NDCG at 10 of the towers over the whole catalogue, without the items of the histories."""
     matrix = towers.items.encode(catalogue)
     queries = encode_queries(data, towers, matrix, targets)
-    ranked = rank_all(queries, matrix, seen_items(data, targets), 10, device=towers.users.start.device)
+    ranked = rank_all(queries, matrix, seen_items(data, targets), 10, device=towers.device)
     return score(ranked, (targets.bounds, targets.rows), k=[10], metrics=["recall", "ndcg"]).means
 
 

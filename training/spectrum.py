@@ -134,10 +134,10 @@ class Spectrum:
         found |= {
             "items.ids.weight": torch.from_numpy(np.concatenate([np.zeros_like(ids_ND[:1]), ids_ND])),
             "items.tokens.weight": torch.from_numpy(tokens_TD),
-            "users.start": torch.from_numpy(self._stranger(vectors_ND, towers.users.config.length_power)),
+            "users.start": torch.from_numpy(self._stranger(vectors_ND, towers.items.config.length_power)),
             "users.weigh.bias": torch.full((1,), ONE),
         }
-        return {name: weight.to(towers.users.start.dtype) for name, weight in found.items()}
+        return {name: weight.to(towers.items.tokens.weight.dtype) for name, weight in found.items()}
 
     def _stranger(self, vectors_ND: Floats, power: float) -> Floats:
         """The answer to an empty history: what people are on average, small."""

@@ -9,6 +9,7 @@ Shapes: N items, D dimensions.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from training.dataset import Dataset
 
 FREE = {"dropout", "id_dropout"}
 """Settings of the towers that may change between two trainings: no weight depends on them."""
+
+MEMBER = re.compile(r"^users\.members\.\d+\.")
+"""How the weights of towers side by side begin, where that of one by itself begins with `users.`."""
 
 COLD = "cold training"
 """Under this name a release's metrics keep what the last training from nothing took."""
@@ -101,12 +105,12 @@ def transplant(origin: Origin, towers: TwoTower, data: Dataset) -> Transplant:
     }
     weights = {}
     for name, now in towers.state_dict().items():
-        was = origin.weights.get(name)
-        if was is not None and name in by_name:
-            weights[name] = by_name[name](was, now)
+        was, plain = origin.weights.get(name), MEMBER.sub("users.", name)
+        if was is not None and plain in by_name:
+            weights[name] = by_name[plain](was, now)
         elif was is not None and was.shape == now.shape:
             weights[name] = was.clone()
-        elif name in by_name:
+        elif plain in by_name:
             weights[name] = now  # the origin had no such attribute at all
         else:
             raise TrainingError(
