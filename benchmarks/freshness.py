@@ -81,7 +81,7 @@ class Probe:
     def item(self, n: int) -> float:
         """A new item is found by a filter that only it passes."""
         name = f"fresh-{n}"
-        self._send("PUT", f"/v1/items/{name}", {"title": "New"})
+        self._send("PUT", f"/v1/items/{name}", {"title": "New", "price": 10.0})  # the rules in force ask for a price
         only = {"attribute": "item_id", "op": "eq", "value": name}
         return self._known(lambda: self._list("u0", filter=only) == [name])
 

@@ -286,6 +286,8 @@ class Engine:
         raw = orjson.loads(payload)
         work = Work.from_wire(raw, self._level_with(raw))
         run_section(section, work)
+        if section == "rules" and not work.query.explain:
+            work.keep_shown()
         return work.to_wire()
 
     async def run_section_in_time(self, section: Section, payload: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -298,6 +298,11 @@ class Work:
         self._found, self._candidates, self.finds = {}, None, {}
         self.slate, self.effects, self.trace = [], {}, []
 
+    def keep_shown(self) -> None:
+        """Let go of the candidates that did not come on the slate: nobody asks for them any more."""
+        shown = np.fromiter((place.row for place in self.slate), dtype=np.int64, count=len(self.slate))
+        self.candidates = self.candidates.take(np.isin(self.candidates.rows, shown))
+
     def relevance(self, rows: Rows) -> Floats:
         """Retrieval scores of rows: their dot product with the query vector."""
         scores: Floats = self.catalogue.vectors(rows) @ self.user_vector
@@ -332,15 +337,17 @@ class Work:
         """Everything another deployment needs to go on; rows become ids, because rows are private to a replica.
 
         `needs` are the catalogue revision and policy version the far side must have caught up with; clocks are not
-        shared, so the time until the hurry travels as seconds (null: for ever).
+        shared, so the time until the hurry travels as seconds (null: for ever). Once there is a slate, only what was done
+        to its rows travels on. Dataclasses are left to the encoder, which is many times faster than `asdict`.
         """
         one = self.candidates
+        shown = {place.row for place in self.slate}
         left = self.hurry_at - time.monotonic()
         return {
             "needs": [self.snapshot.revision, self.snapshot.policy.version],
             "hurry_s": left if math.isfinite(left) else None,
             "stranger": self.stranger,
-            "query": asdict(self.query),
+            "query": self.query,
             "profile": [
                 self.profile.user_id,
                 self.profile.attributes,
@@ -359,14 +366,13 @@ class Work:
                 [
                     self.catalogue.id(place.row),
                     place.score,
-                    [asdict(reason) for reason in place.reasons],
+                    place.reasons,
                     place.propensity,
                 ]
                 for place in self.slate
             ],
             "effects": [
-                [self.catalogue.id(row), [asdict(reason) for reason in reasons]]
-                for row, reasons in self.effects.items()
+                [self.catalogue.id(row), reasons] for row, reasons in self.effects.items() if row in shown or not shown
             ],
             "trace": self.trace,
             "degraded": self.degraded,
