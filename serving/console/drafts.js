@@ -47,23 +47,23 @@ const STEPS = {
     title: `Agree to ${one.id}?`, label: "Approve",
     text: [`${one.author} wrote it. You agree to it as it is now; who changes it asks for agreement anew.`],
     act: ({ reason }) => done(api.approve(one.id, reason), `${one.id} is approved`, tools),
-  }),
+  }, tools),
   release: (one, tools) => ask({
     title: one.share === null ? `Release ${one.id}?` : `For how many does ${one.id} hold?`,
     label: one.rule ? "Release it" : "Remove the rule", tone: one.rule ? "" : "danger", fields: one.rule ? [ramp(one)] : [],
     text: one.rule ? [] : ["A removal holds for everybody, within a second. It can be rolled back."],
     act: ({ share = 1, reason }) => done(api.release(one.id, share, reason), `${one.id} holds for ${percent(share)} of the people`, tools),
-  }),
+  }, tools),
   rollBack: (one, tools) => ask({
     title: `Roll ${one.id} back?`, label: "Roll it back", tone: "danger",
     text: ["Within a second the rule is what it was before this draft was released, for everybody. The draft stays."],
     act: ({ reason }) => done(api.rollBack(one.id, reason), `${one.id} is rolled back`, tools),
-  }),
+  }, tools),
   drop: (one, tools) => ask({
     title: `Throw the draft ${one.id} away?`, label: "Throw it away", tone: "danger",
     text: [one.share === null ? "Nothing of it is in force." : "What was released stays in force."],
     act: ({ reason }) => api.drop(one.id, reason).then(() => (leave(`The draft ${one.id} is gone`, tools), true)),
-  }),
+  }, tools),
 };
 
 function ramp(one) {

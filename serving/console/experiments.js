@@ -49,11 +49,13 @@ const nothing = () => begin("Write an experiment as a draft, and start it here",
 
 const sharedOut = ({ arms }) => arms.map((arm) => `${arm.id} ${percent(weightOf(arm, arms))}`).join(", ");
 
+const partOf = ({ traffic = 1 }) => traffic;
+
 function traffic(one) {
-  return shareField("Share of the people who take part", one.traffic || 0.05, (share) => {
+  return shareField("Share of the people who take part", partOf(one) || 0.05, (share) => {
     if (!(share > 0 && share <= 1)) return "More than 0 % and at most 100 %.";
-    if (one.state === "running" && share === one.traffic) return "As it is now.";
-    if (one.state !== "draft" && share < one.traffic) return "Less than now: those who drop out get what everybody gets.";
+    if (one.state === "running" && share === partOf(one)) return "As it is now.";
+    if (one.state !== "draft" && share < partOf(one)) return "Less than now: those who drop out get what everybody gets.";
     return one.state === "draft" ? "It can be raised later; nobody changes arms by that." : "Nobody who takes part changes arms.";
   });
 }
@@ -67,30 +69,30 @@ const STEPS = {
     title: `Start ${one.id}?`, label: "Start it", fields: [traffic(one)],
     text: [`People are shared out: ${sharedOut(one)}. From then on the arms stay as they are.`],
     act: ({ share, reason }) => write(one, { state: "running", traffic: share }, reason, tools, `${one.id} is running`),
-  }),
+  }, tools),
   again: (one, tools) => ask({
     title: `Let ${one.id} go on?`, label: "Let it go on", fields: [traffic(one)],
     text: ["Everybody gets the arm that they had. What people did in between counts as well."],
     act: ({ share, reason }) => write(one, { state: "running", traffic: share }, reason, tools, `${one.id} is running`),
-  }),
+  }, tools),
   ramp: (one, tools) => ask({
-    title: `Who takes part in ${one.id}?`, label: "Change it", fields: [traffic(one)], text: [`Now ${percent(one.traffic)}.`],
+    title: `Who takes part in ${one.id}?`, label: "Change it", fields: [traffic(one)], text: [`Now ${percent(partOf(one))}.`],
     act: ({ share, reason }) => write(one, { traffic: share }, reason, tools, `${percent(share)} take part in ${one.id}`),
-  }),
+  }, tools),
   stop: (one, tools) => ask({
     title: `Stop ${one.id}?`, label: "Stop it", tone: "danger",
     text: ["Within a second everybody gets what everybody gets. What was found stays, and it can go on later."],
     act: ({ reason }) => write(one, { state: "stopped" }, reason, tools, `${one.id} is stopped`),
-  }),
+  }, tools),
   stopArm: (one, tools, arm) => ask({
     title: `Stop the arm ${arm.id}?`, label: "Stop the arm", tone: "danger", why: { required: "", maxlength: 256 },
     text: ["Its people get what everybody gets; nobody is moved into another arm."],
     act: ({ reason }) => write(one, { arms: withArm(one, arm.id, reason) }, reason, tools, `${arm.id} is stopped`),
-  }),
+  }, tools),
   resumeArm: (one, tools, arm) => ask({
     title: `Give the arm ${arm.id} again?`, label: "Give it again", text: [`It was stopped: ${arm.stopped}`],
     act: ({ reason }) => write(one, { arms: withArm(one, arm.id, null) }, reason, tools, `${arm.id} is given again`),
-  }),
+  }, tools),
 };
 
 const withArm = ({ arms }, id, stopped) => arms.map((arm) => (arm.id === id ? { ...arm, stopped } : arm));
@@ -107,7 +109,7 @@ function steps(one, tools) {
 const listed = (values) => Object.entries(values).map(([name, value]) => `${name.replaceAll("_", " ")} ${JSON.stringify(value)}`).join(", ");
 
 /** What an arm gives instead of what everybody gets, a line each. */
-function gives({ placements, rules_on: on, rules_off: off, layouts, contents, release }) {
+function gives({ placements = {}, rules_on: on = [], rules_off: off = [], layouts = {}, contents = {}, release }) {
   const lines = [
     ...Object.entries(placements).map(([id, fields]) => [`Placement ${id}: `, h("code", {}, listed(fields))]),
     ...on.map((id) => `Rule ${id} holds`), ...off.map((id) => `Rule ${id} does not hold`),
@@ -127,11 +129,11 @@ function armCard(one, arm, place, tools) {
 }
 
 function described(one) {
-  const { layer, slice, holdout, primary, people, starts_at: starts, ends_at: ends } = one;
+  const { layer = "default", slice = { start: 0, end: 1 }, holdout = 0, primary = "conversion", people, starts_at: starts, ends_at: ends } = one;
   const part = slice.start > 0 || slice.end < 1 ? `, ${percent(slice.start)} to ${percent(slice.end)}` : "";
   return facts({
-    Judged_by: metricName(primary), Takes_part: percent(one.traffic), Layer: layer + part,
-    ...(holdout > 0 && { Kept_out: percent(holdout) }), Planned_for: plural(people, "person", "people"),
+    Judged_by: metricName(primary), Takes_part: percent(partOf(one)), Layer: layer + part,
+    ...(holdout > 0 && { Kept_out: percent(holdout) }), ...(people && { Planned_for: plural(people, "person", "people") }),
     ...(starts && { From: moment(starts) }), ...(ends && { Until: moment(ends) }),
   });
 }
@@ -169,7 +171,7 @@ function renderResults(one, found, root) {
     root.querySelector(`[data-arm="${CSS.escape(id)}"] .populace`)?.replaceChildren(...[populace(id, found)].flat());
   }
   if (!found.people) {
-    const spots = one.arms.flatMap(({ placements }) => Object.keys(placements));
+    const spots = one.arms.flatMap(({ placements = {} }) => Object.keys(placements));
     const where = spots.length ? ` (here ${[...new Set(spots)].join(", ")})` : "";
     return h("p", { class: "empty" }, "Nobody is part of it yet.",
       h("small", {}, `People are from the first answer on that one of the arms could change${where}.`));
@@ -180,7 +182,7 @@ function renderResults(one, found, root) {
   return [...(found.sample_ratio.alarm ? [whole, conclusion(found)] : [conclusion(found), whole]), metrics(found),
     found.segments.length > 0 && [h("h4", {}, `${metricName(found.primary)} by ${label}`),
       h("p", { class: "note" }, "One of many segments differs by chance now and then."), segments(found)],
-    one.guardrails.length > 0 && [h("h4", {}, "Guardrails"), guardrails(one.guardrails, found)],
+    one.guardrails?.length > 0 && [h("h4", {}, "Guardrails"), guardrails(one.guardrails, found)],
     h("small", {}, `${plural(found.people, "person", "people")}, until `, since(found.until))].flat();
 }
 

@@ -22,7 +22,7 @@ export function brief(rule) {
 const line = (name, ...content) => h("div", {}, h("dt", {}, name), h("dd", {}, content));
 
 export function spelled(rule) {
-  const { placements, when, items, starts_at: starts, ends_at: ends, priority, enabled } = rule;
+  const { placements = [], when, items, starts_at: starts, ends_at: ends, priority = 0, enabled = true } = rule;
   const time = [starts && `from ${moment(starts)}`, ends && `until ${moment(ends)}`].filter(Boolean).join(" ");
   return h("dl", { class: "spelled" },
     line("What", h("b", {}, action(rule.action))), items && line("Items", outline(items)),

@@ -20,8 +20,8 @@ const groups = { count: 8, found: null };
 // ------------------------------------------------------------------------------------------------------------- the list
 
 const now = () => new Date().toISOString();
-const likeness = (one) => one.prototypes.length > 0;
-const meant = (one) => one.description || (one.when ? say(one.when) : `Likes what ${plural(one.prototypes.length, "item")} stand for`);
+const on = ({ enabled = true }) => enabled; // a document from before a field was has it not
+const meant = ({ description, when, prototypes }) => description || (when ? say(when) : `Likes what ${plural(prototypes.length, "item")} stand for`);
 const known = (one) => (sizes.get(one.id)?.of === one.version ? sizes.get(one.id) : null);
 
 function sizeText(size) {
@@ -31,15 +31,15 @@ function sizeText(size) {
 
 function row(one) {
   const size = known(one);
-  return [h("span", { class: "name" }, one.id), one.problem ? chip("does not fit", "worse") : !one.enabled && chip("off"),
-    h("small", {}, meant(one)), h("small", { class: "size", "data-size": one.id }, size ? sizeText(size) : one.enabled ? "…" : "")];
+  return [h("span", { class: "name" }, one.id), one.problem ? chip("does not fit", "worse") : !on(one) && chip("off"),
+    h("small", {}, meant(one)), h("small", { class: "size", "data-size": one.id }, size ? sizeText(size) : on(one) ? "…" : "")];
 }
 
 const nothing = () => begin("Say who is meant, or let groups be found", "v1/segments/loyal", FIRST);
 
 /** Looks at some people of each segment in turn, so that the list can say how large they are. */
 async function measure(all, signal) {
-  for (const one of all.filter((each) => each.enabled && !each.problem)) {
+  for (const one of all.filter((each) => on(each) && !each.problem)) {
     const place = document.querySelector(`[data-size="${CSS.escape(one.id)}"]`);
     if (signal.aborted || !place) return;
     const size = known(one) ?? (await look(one, signal).catch(() => null));
@@ -135,22 +135,22 @@ function goods(ids) {
 }
 
 function detail(one, tools) {
-  const likes = likeness(one) && [h("h4", {}, "Likes what these items stand for"), goods(one.prototypes),
+  const likes = one.prototypes?.length > 0 && [h("h4", {}, "Likes what these items stand for"), goods(one.prototypes),
     h("dl", {}, facts({ Likeness_at_least: one.min_cosine.toFixed(3), ...(one.partition && { Nearest_of: one.partition }) }))];
   const head = h("section", { class: "panel lead" },
-    h("header", {}, h("h2", { tabindex: -1 }, one.id), !one.enabled && chip("off")), one.description && h("p", {}, one.description),
+    h("header", {}, h("h2", { tabindex: -1 }, one.id), !on(one) && chip("off")), one.description && h("p", {}, one.description),
     one.problem && h("div", { class: "alarm" }, h("strong", {}, "It does not fit what is in service"), h("p", {}, one.problem)),
     one.when && [h("h4", {}, likes ? "Who" : "Everybody of whom this holds"), outline(one.when)], likes,
     h("small", {}, `Version ${one.version}, changed by ${one.updated_by} `, since(one.updated_at)));
   const use = panel("Use it", "In the condition of a rule, content, experiment or another segment",
     h("pre", { tabindex: 0 }, JSON.stringify({ attribute: "user.segment", op: "in", value: [one.id] })));
-  return [h("div", { class: "stack" }, head, one.enabled && !one.problem && membersPanel(one, tools), use,
+  return [h("div", { class: "stack" }, head, on(one) && !one.problem && membersPanel(one, tools), use,
     changes(one.id, { segment: "" }, tools.signal))];
 }
 
 // --------------------------------------------------------------------------------------------------- groups without name
 
-function keep(group) {
+function keep(group, tools) {
   const suggested = group.name.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || group.segment.id;
   return ask({
     title: "Keep this group as a segment?", label: "Keep it",
@@ -160,14 +160,14 @@ function keep(group) {
       location.hash = `#segments/${segment(id)}`;
       return answer;
     }),
-  });
+  }, tools);
 }
 
-function groupRow(group) {
+function groupRow(group, tools) {
   const bar = h("i", { class: "bar" });
   bar.style.setProperty("--share", group.share);
   return h("li", { "data-group": group.segment.id },
-    h("b", {}, group.name), button("quiet", { onclick: () => keep(group), "aria-label": `Keep as a segment: ${group.name}` }, "Keep"), bar,
+    h("b", {}, group.name), button("quiet", { onclick: () => keep(group, tools), "aria-label": `Keep as a segment: ${group.name}` }, "Keep"), bar,
     h("small", {}, `${plural(group.people, "person", "people")}, ${percent(group.share)}. A segment would match it to ${percent(group.agreement)}.`));
 }
 
@@ -175,7 +175,7 @@ function groupRow(group) {
 function more(tools) {
   const place = h("div", { class: "found" });
   const render = ({ people, clusters }) => [h("small", {}, `Of ${plural(people, "person", "people")} who were active last`),
-    h("ul", { class: "groups" }, clusters.map(groupRow))];
+    h("ul", { class: "groups" }, clusters.map((group) => groupRow(group, tools)))];
   const select = h("select", { id: "clusters", onchange: () => (groups.count = Number(select.value)) },
     [4, 8, 12, 20].map((many) => new Option(`${many} groups`, many, many === groups.count, many === groups.count)));
   const read = async () => (groups.found = await api.clusters(groups.count));

@@ -30,28 +30,35 @@ export const textField = (name, label, attributes = {}) =>
   h("div", { class: "field" }, h("label", { for: `step-${name}` }, label),
     h("input", { id: `step-${name}`, name, type: "text", autocomplete: "off", ...attributes }));
 
+let kept = { title: "", reason: "" }; // what was said to a question that was refused
+
 /** Asks whether to do it. `act(values)` gets what the fields say, and the reason if one was given; when it fails the question
-    stays open. Resolves to what `act` resolved to, or to null if the person lets it be. */
-export function ask({ title, text = [], fields = [], label, tone = "", why = { maxlength: 500 }, act }) {
+    stays open. Resolves to what `act` resolved to, or to null if the person lets it be. Where somebody else was faster, all is
+    read anew, and the same question finds the reason again. */
+export function ask({ title, text = [], fields = [], label, tone = "", why = { maxlength: 500 }, act }, { again }) {
   const dialog = $("step");
   const trouble = h("div", { class: "trouble" });
   const go = h("button", { class: `primary ${tone}`, "data-act": "confirm" }, label);
   const leave = button("quiet", { onclick: () => dialog.close() }, "Not now");
   const form = h("form", { method: "dialog" },
     h("h2", { id: "step-title" }, title), [text].flat().map((one) => h("p", {}, one)), fields,
-    textField("reason", why.required === undefined ? "Why, for the audit (optional)" : "Why, for the audit", why),
+    textField("reason", why.required === undefined ? "Why, for the audit (optional)" : "Why, for the audit",
+      { ...why, value: kept.title === title ? kept.reason : "" }),
     h("p", { class: "note" }, "The audit will name ", h("b", {}, caller() === "local" ? "local" : `key ${caller()}`),
       caller() === "local" ? ", as everybody where no keys are asked for." : "."),
     trouble, h("div", { class: "acts" }, go, leave));
   dialog.replaceChildren(form);
   dialog.showModal();
-  let [done, doing] = [null, null];
+  let [done, doing, late] = [null, null, false];
   const attempt = async ({ share, reason, ...values }) => {
     go.disabled = true;
     try {
       done = await act({ ...values, reason: reason.trim() || undefined, share: share && Number(share) / 100 });
+      kept = { title: "", reason: "" };
       dialog.close();
     } catch (error) {
+      kept = { title, reason };
+      late = error.status === 409;
       trouble.replaceChildren(problem("div", error));
     } finally {
       go.disabled = false;
@@ -62,5 +69,9 @@ export function ask({ title, text = [], fields = [], label, tone = "", why = { m
     if (!go.disabled) doing = attempt(Object.fromEntries(new FormData(form)));
   });
   // Whoever closes the question while the service is at work still learns what came of it.
-  return new Promise((resolve) => dialog.addEventListener("close", async () => resolve((await doing, done)), { once: true }));
+  return new Promise((resolve) => dialog.addEventListener("close", async () => {
+    await doing;
+    if (late && done === null) again();
+    resolve(done);
+  }, { once: true }));
 }
