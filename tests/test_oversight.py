@@ -190,6 +190,8 @@ def test_arms_without_their_people_raise_an_alarm_above_everything(desk: Desk) -
     def lose(route: Any) -> None:
         found = json.loads(route.fetch().text())
         found["sample_ratio"] |= {"alarm": True, "p_value": 1e-9}
+        surely = {"difference": {"estimate": 4.0, "low": 0.5, "high": 7.5}, "verdict": "better"}
+        found["arms"][1]["metrics"]["revenue"] |= surely | {"lift": {"estimate": 0.1, "low": -0.01, "high": 0.2}}
         route.fulfill(json=found)
 
     desk.engine.store.documents.put("experiment", "lost", experiment("lost", layer="x").model_dump(mode="json"), by="t")
@@ -199,6 +201,7 @@ def test_arms_without_their_people_raise_an_alarm_above_everything(desk: Desk) -
     first = page.locator("#one .found > *").first
     page.wait_for_selector("[data-balance=alarm]")
     assert first.get_attribute("data-balance") == "alarm"
+    page.wait_for_selector(".conclusion .better >> text=revenue +4.00, between +0.50 and +7.50.")
     assert page.title() == "Experiments · Bespoke console"
     page.route("**/v1/experiments", lambda route: route.fulfill(json={"experiments": []}))
     page.evaluate("location.hash = '#experiments'")

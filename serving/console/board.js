@@ -33,9 +33,9 @@ export async function fill(root, ask, render, signal) {
 /** A page of the console over one kind of things.
 
     `kind` is their noun in the API; `title`, `needs` as in pages.js; `row(one)` draws one of the list, `detail(one, tools)`
-    the whole of it, `nothing()` what to do where there is none yet, `first(all)` which one is opened by itself,
-    `more(tools)` what stands below the list, and `listed(all, signal)` is called when the list stands. `tools.again()` reads everything anew, `tools.signal` tells when the page is left,
-    `tools.did(sentence)` says what was done and reads anew. */
+    the whole of it, `nothing()` what to do where there is none yet, `first(all)` which one is opened by itself, `more(tools)` what
+    stands below the list; `listed(all, signal)` is called when the list stands. `tools.again()` reads everything anew,
+    `tools.signal` tells when the page is left, `tools.did(sentence)` says what was done and reads anew. */
 export function board({ kind, title, needs, row, detail, nothing, first = (all) => all[0], more = () => [], listed = () => null }) {
   const select = (all, id) => all.find((one) => one.id === id) ?? (id || narrow.matches ? undefined : first(all));
 
@@ -87,12 +87,17 @@ export function board({ kind, title, needs, row, detail, nothing, first = (all) 
     const root = $("one");
     const held = root.contains(document.activeElement) && document.activeElement.dataset.act;
     const name = `${kind}/${chosen?.id ?? id}`;
-    if (root.dataset.id !== name) root.replaceChildren();
+    const fresh = root.dataset.id !== name;
+    if (fresh) root.replaceChildren();
     root.dataset.id = name;
     if (!chosen && !id) return root.replaceChildren(...(all.length ? [] : [nothing()]));
     const back = h("a", { class: "back", href: `#${kind}` }, title);
-    const body = async (one) => [back, ...(await detail(one, tools))];
+    const body = (one) => [back, ...detail(one, tools)];
     await fill(root, async () => chosen ?? (await api.document(kind, id, tools.signal)), body, tools.signal);
+    if (fresh && narrow.matches && !tools.signal.aborted) {
+      scrollTo(0, 0); // the list that led here is gone
+      root.querySelector("h2")?.focus({ preventScroll: true });
+    }
     if (held) (root.querySelector(`[data-act="${CSS.escape(held)}"]`) ?? root.querySelector("h2"))?.focus();
     return root;
   }

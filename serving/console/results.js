@@ -8,8 +8,13 @@ const SHARES = new Set(["conversion", "retention_7", "retention_28"]);
 const HOLDOUT = "holdout";
 
 export const metricName = (metric) => NAMES[metric] ?? metric.charAt(0).toUpperCase() + metric.slice(1).replaceAll("_", " ");
-/** Whether there is anything to compare: bounds that meet are of people who all did the same, mostly nothing. */
-const told = (interval) => (interval && interval.low < interval.high ? interval : null);
+/** What is told of an arm beside the first: the lift, or the plain difference where the lift is not known or where it alone,
+    which is less certain, leaves open what the verdict says. Bounds that meet are of people who all did the same: null. */
+function changeOf(metric, { lift, difference, verdict }) {
+  const open = lift && verdict && lift.low <= 0 && lift.high >= 0;
+  if (lift && !open) return [lift, percent];
+  return [difference && difference.low < difference.high ? difference : null, (value) => written(metric, value)];
+}
 
 const written = (metric, value) => (value === null ? "–" : (SHARES.has(metric) ? percent : amount)(value));
 const range = ({ low, high }, write = percent) => `${signed(low, write)} to ${signed(high, write)}`;
@@ -22,8 +27,8 @@ const compared = ({ arms }) => arms.slice(1);
 
 /** What the primary metric says of one arm. */
 function sentence({ id, metrics }, { primary, arms }) {
-  const { lift, difference, verdict } = metrics[primary];
-  const [change, write] = lift ? [lift, percent] : [told(difference), (value) => written(primary, value)];
+  const { difference, verdict } = metrics[primary];
+  const [change, write] = changeOf(primary, metrics[primary]);
   const name = metricName(primary).toLowerCase();
   if (difference && !change) return [h("b", {}, id), ` cannot be compared yet: ${name} is the same for everybody.`];
   if (!change) return [h("b", {}, id), " cannot be compared yet: too few people in it, or in ", h("b", {}, arms[0].id), "."];
@@ -76,7 +81,7 @@ const head = (bound) => h("thead", {}, h("tr", {},
 function line(metric, arm, control, bound, name) {
   const { lift, difference, verdict, people, mean } = arm.measured;
   const tone = verdict ?? "undecided";
-  const [change, write] = lift ? [lift, percent] : [told(difference), (value) => written(metric, value)];
+  const [change, write] = changeOf(metric, arm.measured);
   const label = change ? `${signed(change.estimate, write)}, ${range(change, write)}` : "not known yet";
   const some = people > 0 && people !== arm.people && h("small", {}, ` of ${plural(people, "person", "people")}`);
   return h("tr", { "data-arm": arm.id, "data-metric": metric, "data-verdict": tone },

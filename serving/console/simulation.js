@@ -2,7 +2,6 @@
 
 import { amount, count, h, percent, plural, signed } from "./elements.js";
 import { shift } from "./charts.js";
-import { segment } from "./service.js";
 
 const MANY = 8; // rows of a comparison before the rest is folded away
 const BOTH = 5; // items that rise, and as many that fall, before the rest
@@ -21,8 +20,6 @@ function headline({ changed, replayed, overlap, conflicts, never }) {
     figure(count.format(odds), odds === 1 ? "rule at odds" : "rules at odds", odds ? "bad" : ""),
     figure(count.format(never.length), never.length === 1 ? "rule never fires" : "rules never fire"));
 }
-
-const other = (id) => h("a", { href: `#drafts/${segment(id)}` }, id);
 
 function odds({ conflicts }) {
   if (!conflicts.length) return h("p", { class: "note" }, "No rule stands in its way.");
@@ -81,7 +78,7 @@ function plainTable(title, heads, rows) {
 function fired({ fired: rules, never, replayed, rule }) {
   const idle = new Set(never);
   const rows = rules.map((one) => h("tr", { "data-fired": one.rule, "data-never": idle.has(one.rule) },
-    h("th", { scope: "row" }, one.rule === rule ? one.rule : other(one.rule), idle.has(one.rule) && h("span", { class: "chip" }, "never")),
+    h("th", { scope: "row" }, one.rule === rule ? h("b", {}, one.rule) : one.rule, idle.has(one.rule) && h("span", { class: "chip" }, "never")),
     h("td", {}, percent(one.current / replayed)), h("td", {}, percent(one.draft / replayed))));
   return rows.length ? plainTable("In force on", ["Rule", "Now", "Draft"], rows) : null;
 }
