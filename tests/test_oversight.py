@@ -240,6 +240,7 @@ def test_a_draft_is_tried_agreed_to_released_and_taken_back(desk: Desk) -> None:
     never = page.locator("[data-never=true]").evaluate_all("all => all.map(one => one.dataset.fired)")
     assert never == ["also", "idle"]
     assert page.locator("[data-moved='Group 3 item 9']").count() == 1
+    assert page.locator(".found .hint").count() == 0, "it was in force"
     page.evaluate("location.hash = '#experiments'")
     page.evaluate("location.hash = '#drafts/r'")
     page.wait_for_selector(".way .done >> text=on 3 requests")

@@ -146,7 +146,7 @@ function simulation(one, tools) {
     document.querySelector(".way")?.replaceWith(way(one));
   };
   const go = button(current(one) ? "quiet" : "primary", { "data-act": "simulate", onclick: run }, current(one) ? "Try it again" : "Try it");
-  if (current(one)) place.append(...renderSimulation(current(one)));
+  if (current(one)) place.append(...renderSimulation(current(one)).filter(Boolean));
   else place.append(h("p", { class: "empty" }, "Not tried yet.", h("small", {}, "The latest requests are asked again with the draft; nobody sees anything of it.")));
   const controls = h("div", { class: "acts" }, h("label", { for: "requests", class: "sr" }, "Logged requests to ask again"), select, go);
   return h("section", { class: "panel" }, h("header", {}, h("h3", {}, "What it would do"), controls), place);

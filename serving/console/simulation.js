@@ -103,7 +103,9 @@ export function renderSimulation(found) {
       h("small", {}, "Lists are logged as they are answered: open some, wait a second, and try it again."))];
   }
   const few = found.replayed < found.logged && `; there was no time for ${plural(found.logged - found.replayed, "more", "more")}`;
-  return [headline(found), odds(found),
+  const idle = found.never.includes(found.rule)
+    && h("p", { class: "hint" }, "The draft itself was in force on none of these requests: nothing was found out about it.");
+  return [headline(found), idle, odds(found),
     h("div", { class: "grid" }, [exposure, categories, bands, means, fired, examples].map((draw) => draw(found))),
     h("small", {}, `${plural(found.replayed, "logged request")} asked again in ${found.seconds.toFixed(1)} s${few || ""}, as if the draft held for everybody`)];
 }
