@@ -1,8 +1,8 @@
-"""The console: one page on which a person watches their list follow what they do.
+"""The console: where a person watches a list follow what they do, and people oversee experiments, rules and segments.
 
-A page, a style sheet and a few native modules, without a build step and without any outside resource: they hold under the
-content-security-policy `default-src 'self'`. The page speaks to the public HTTP API only, by relative addresses, so it
-also works below a route prefix.
+A page, two style sheets and native modules of one noun each, without a build step and without any outside resource: they
+hold under the content-security-policy `default-src 'self'`. The page speaks to the public HTTP API only, by relative
+addresses, so it also works below a route prefix.
 """
 
 from __future__ import annotations

@@ -1,9 +1,15 @@
-/* The console: one page over the public HTTP API on which a person watches a list follow what they do. This module holds
-   the person's side panel, the open item, what a click sets off, and the wiring; the others hold one noun each. */
+/* The console over the public HTTP API: the page on which a person watches a list follow what they do, and pages where people
+   oversee what the policy does. This module holds the first one's side panel, its open item, what a click sets off, and the
+   wiring; the others hold one noun each. */
 
 import { combobox, goods, people } from "./combobox.js";
-import { $, button, count, empty, facts, h, meta, milliseconds, tile, toast, words } from "./elements.js";
+import { drafts } from "./drafts.js";
+import { $, button, count, empty, facts, h, meta, milliseconds, since, tile, toast, words } from "./elements.js";
+import { experiments } from "./experiments.js";
 import { ACTIONS, compare, renderList } from "./lists.js";
+import { follow } from "./pages.js";
+import { problem } from "./problem.js";
+import { segments } from "./segments.js";
 import { STRANGER, api, segment } from "./service.js";
 import { applyLight, catalogue, context, draw, learn, light, offer, state, title, titleOf } from "./state.js";
 import { renderTrace } from "./trace.js";
@@ -15,21 +21,12 @@ const lists = ["personalized", "baseline"].map((name) => ({ root: $(name), answe
 
 // --------------------------------------------------------------------------------------------------- person and status
 
-const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
-
-function ago(timestamp) {
-  const seconds = (Date.parse(timestamp) - Date.now()) / 1000;
-  const [unit, size] = [["year", 31557600], ["month", 2629800], ["day", 86400], ["hour", 3600], ["minute", 60]].find(
-    ([, length]) => Math.abs(seconds) >= length) ?? ["second", 1];
-  return unit === "second" && seconds > -10 ? "just now" : relative.format(Math.round(seconds / size), unit);
-}
-
 function historyRow({ item_id, event_type, timestamp, value, title: name }) {
   if (name) learn({ item_id, title: name });
   const what = `${VERBS[event_type] ?? words(event_type).toLowerCase()}${event_type === "rating" ? ` ${value}` : ""}, `;
   return h("li", { "data-item-id": item_id, "data-event": event_type },
     button("link", { onclick: () => light(item_id), title: "Show what followed from this" }, title(item_id)),
-    h("small", {}, what, h("time", { datetime: timestamp, title: timestamp }, ago(timestamp))));
+    h("small", {}, what, since(timestamp)));
 }
 
 function renderProfile({ attributes, history, events }) {
@@ -49,12 +46,7 @@ function renderStatus(answer, took) {
     ...answer.degraded.map((flag) => h("span", { class: "flag" }, `degraded: ${words(flag).toLowerCase()}`)));
 }
 
-function renderProblem(root, { code, message, field }) {
-  const where = field && h("small", {}, `Field: ${field}`);
-  const again = button("quiet", { onclick: refresh }, "Try again");
-  root.replaceChildren(h(root.tagName === "OL" ? "li" : "div", { class: "problem", role: "alert" },
-    h("strong", {}, words(code ?? "unexpected")), h("p", {}, message), where, again));
-}
+const renderProblem = (root, error) => root.replaceChildren(problem(root.tagName === "OL" ? "li" : "div", error, refresh));
 
 // ---------------------------------------------------------------------------------------------------------------- item
 
@@ -148,7 +140,7 @@ function become(person) {
   state.person = $("person").value = person;
   state.lit = null;
   $("personalized-title").textContent = `For ${person}`;
-  history.replaceState(null, "", `?user=${segment(person)}`);
+  history.replaceState(null, "", `?user=${segment(person)}${location.hash}`);
   return refresh();
 }
 
@@ -159,7 +151,12 @@ function show(view) {
   for (const node of document.querySelectorAll("[data-show]")) node.setAttribute("aria-pressed", node.dataset.show === view);
 }
 
+let started = false;
+
+/** Lists are asked for when somebody first looks at them: a key for the policy alone opens the other pages without them. */
 async function start() {
+  if (started) return;
+  started = true;
   combobox($("person"), { options: people, choose: become, rest: () => state.person });
   combobox($("search"), { options: goods, choose: visit, rest: () => "" });
   $("new-visitor").addEventListener("click", () => become(draw("visitor")));
@@ -174,4 +171,5 @@ async function start() {
   await become(asked || known[0]?.user_id || draw("visitor"));
 }
 
-start();
+const listsPage = { title: "", needs: "the scopes read and events", show: start };
+follow({ lists: listsPage, experiments, drafts, segments });

@@ -5,6 +5,25 @@ export const count = new Intl.NumberFormat("en");
 const money = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 export const milliseconds = (value) => `${value < 10 ? value.toFixed(value < 1 ? 2 : 1) : Math.round(value)} ms`;
 
+const shares = new Intl.NumberFormat("en", { style: "percent", maximumSignificantDigits: 3 });
+const moments = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
+const minus = (text) => text.replace("-", "−");
+
+export const amount = (value) => minus(money.format(value));
+export const percent = (value) => minus(shares.format(value));
+/** A change with its sign, written by one of the two above. */
+export const signed = (value, write = percent) => `${value > 0 ? "+" : ""}${write(value)}`;
+export const plural = (number, one, many = `${one}s`) => `${count.format(number)} ${number === 1 ? one : many}`;
+export const moment = (timestamp) => moments.format(new Date(timestamp));
+
+function ago(timestamp) {
+  const seconds = (Date.parse(timestamp) - Date.now()) / 1000;
+  const [unit, size] = [["year", 31557600], ["month", 2629800], ["day", 86400], ["hour", 3600], ["minute", 60]].find(
+    ([, length]) => Math.abs(seconds) >= length) ?? ["second", 1];
+  return unit === "second" && seconds > -10 ? "just now" : relative.format(Math.round(seconds / size), unit);
+}
+
 export const $ = (id) => document.getElementById(id);
 
 function build(node, attributes, children) {
@@ -12,7 +31,7 @@ function build(node, attributes, children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== undefined) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter(Boolean));
+  node.append(...children.flat(Infinity).filter(Boolean));
   return node;
 }
 
@@ -20,6 +39,8 @@ export const h = (tag, attributes = {}, ...children) => build(document.createEle
 export const svg = (tag, attributes, ...children) =>
   build(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 export const button = (name, attributes, ...children) => h("button", { type: "button", class: name, ...attributes }, ...children);
+/** How long ago a moment is, with the moment itself behind it. */
+export const since = (timestamp) => h("time", { datetime: timestamp, title: moment(timestamp) }, ago(timestamp));
 export const empty = (tag, text, hint) => h(tag, { class: "empty" }, text, hint && h("small", {}, hint));
 
 /** Names of the service as words: "similar_to_recent" becomes "Similar to recent". */
@@ -61,7 +82,7 @@ export function tile(item) {
 
 /** Categories and price of an item, as far as it has them. */
 export const meta = ({ categories, price }) =>
-  [categories?.join(", "), typeof price === "number" && money.format(price)].filter(Boolean).join(" · ");
+  [categories?.join(", "), typeof price === "number" && amount(price)].filter(Boolean).join(" · ");
 
 /** A sentence above everything, an open dialog included, for a few seconds. */
 export function toast(message, kind = "note") {
