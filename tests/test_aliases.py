@@ -11,9 +11,7 @@ from fastapi.testclient import TestClient
 
 from embeddings.errors import Conflict
 from embeddings.schema import Attributes, Event, Purpose, User
-from serving.api import create_api
 from serving.pipeline.engine import Engine
-from serving.settings import Settings
 from serving.store import HISTORY_LIMIT, Store
 from serving.store.aliases import MOST
 from tests.test_api import error
@@ -29,15 +27,6 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     with fresh_url(request.param, tmp_path) as url, Store.open(url) as opened:
         yield opened
-
-
-@pytest.fixture
-def client(releases: Path, tmp_path: Path) -> Iterator[TestClient]:
-    engine = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 's.db'}", deadline_ms=10_000))
-    engine.start()
-    with TestClient(create_api(engine)) as opened:
-        yield opened
-    engine.stop()
 
 
 def did(store: Store, user: str, *items: str, minute: float = 0) -> None:

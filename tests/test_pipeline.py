@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embeddings.bundle import point_to
 from embeddings.errors import InputError, NotFound, Unavailable
+from embeddings.releases import point_to
 from embeddings.schema import Event, Item, User
 from serving.pipeline.engine import Engine
 from serving.pipeline.pipeline import SECTIONS, STAGES, run_section
@@ -22,14 +21,6 @@ from serving.pipeline.stage import Filter, Scorer, Selector, Source, Stage
 from serving.pipeline.work import Work
 from serving.settings import Settings
 from tests.conftest import PER_GROUP, write_world
-
-
-@pytest.fixture
-def engine(releases: Path, tmp_path: Path) -> Iterator[Engine]:
-    one = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 'store.db'}", deadline_ms=10_000))
-    one.start()
-    yield one
-    one.stop()
 
 
 def ask(engine: Engine, **fields: Any) -> Answer:
@@ -175,7 +166,7 @@ def test_without_personalization_everybody_gets_the_same_list(engine: Engine) ->
     do(engine, "g1-3", user="bob")
     for _ in range(3):
         do(engine, "g3-9", user="carol")
-    engine._demand_at = -math.inf
+    engine.holdings.demand_at = -math.inf
     engine.refresh()
     one, other = ask(engine, personalized=False), ask(engine, personalized=False, user_id="bob")
     assert ids(one) == ids(other)

@@ -20,8 +20,10 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 import bespoke
-from embeddings.bundle import CURRENT, Golden, current_release, open_bundle, point_to
+from embeddings.bundle_reader import open_bundle
 from embeddings.errors import BundleError, Conflict, NotFound
+from embeddings.golden import Golden
+from embeddings.releases import CURRENT, current_release, point_to
 from embeddings.schema import Event
 from serving import metrics
 from serving.api import create_api
@@ -197,7 +199,7 @@ def test_a_canary_that_fails_is_withdrawn_by_itself_and_harms_nobody(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "ENOUGH", 10)
-    monkeypatch.setattr("serving.pipeline.engine.JUDGE_S", 0.05)
+    monkeypatch.setattr("serving.pipeline.holdings.JUDGE_S", 0.05)
     score = RankerScore.score
 
     def bad(self: Any, work: Any) -> Any:
@@ -284,8 +286,8 @@ def test_a_shadow_answers_nobody_and_is_compared(engine: Engine) -> None:
         for n in range(10):
             answer = await engine.recommend(Query(k=10, now=datetime.now(UTC), user_id=f"u{n}"))
             found.add(answer.model_version)
-            assert engine._shadowing is not None
-            await engine._shadowing
+            assert engine.shadow.under_way is not None
+            await engine.shadow.under_way
         return found
 
     assert asyncio.run(several()) == {"world-1"}
@@ -312,8 +314,8 @@ def test_a_slow_shadow_is_dropped_not_waited_for(engine: Engine, monkeypatch: py
             await engine.recommend(Query(k=10, now=datetime.now(UTC), user_id="ann"))
             await asyncio.sleep(0)
         free.set()
-        assert engine._shadowing is not None
-        await engine._shadowing
+        assert engine.shadow.under_way is not None
+        await engine.shadow.under_way
 
     asyncio.run(several())
     assert engine.trial is not None

@@ -29,6 +29,7 @@ from serving.pipeline.live import Live
 from serving.pipeline.pipeline import SECTIONS, run_section, skip_section
 from serving.pipeline.query import Query
 from serving.pipeline.stage import Section
+from serving.pipeline.wire import from_wire, to_wire
 from serving.pipeline.work import Work
 from serving.pipeline.workers import Ticket, Workers
 from serving.policy.layers import EXPERIMENTS
@@ -154,7 +155,7 @@ class Ladder:
             return self._demand(job, job.at)
         work = found
         for _ in range(REFILLS):
-            payload = work.to_wire()
+            payload = to_wire(work)
             for section in SECTIONS:
                 reply = await self.ask(job, section, sections[section], payload)
                 if reply is not None:
@@ -162,13 +163,13 @@ class Ladder:
                     continue
                 if section == "retrieval":
                     return self._demand(job, section)
-                work = Work.from_wire(orjson.loads(payload), job.snapshot)
+                work = from_wire(orjson.loads(payload), job.snapshot)
                 skip_section(section, work)
                 if section == "rules":
                     plain_slate(work)
                     return work
-                payload = work.to_wire()
-            work = Work.from_wire(orjson.loads(payload), job.snapshot)
+                payload = to_wire(work)
+            work = from_wire(orjson.loads(payload), job.snapshot)
             if work.complete or work.late:
                 break
             work.again()

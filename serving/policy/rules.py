@@ -29,9 +29,10 @@ from embeddings.errors import InputError, unknown_name
 from embeddings.ids import bucket
 from embeddings.schema import Id, Row, first_error
 from serving.policy.columns import FIELDS
-from serving.policy.conditions import HISTORY, Condition, parse
+from serving.policy.conditions import HISTORY, Condition
 from serving.policy.contradictions import contradiction
 from serving.policy.kinds import Kind, PolicyDocument, References, Report
+from serving.policy.syntax import parse
 
 MAX_PLACEMENTS = 100
 BUCKETS = 1_000_000
