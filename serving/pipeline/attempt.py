@@ -20,22 +20,36 @@ T = TypeVar("T")
 
 
 class Attempt:
-    """One request of a person; `live` is the release in service, which answers where the one on trial fails."""
+    """One request; `live` is the release in service, which answers where the one on trial fails.
 
-    def __init__(self, trial: Trial, live: Live, user_id: str | None) -> None:
+    Its arm is that of the person, so it is known only when the request has found out who asks: whoever computes it asks
+    `arm_of` and sets `arm`.
+    """
+
+    def __init__(self, trial: Trial, live: Live) -> None:
         self.trial, self.live = trial, live
-        self.arm: Arm = trial.arm(user_id)
+        self.arm: Arm = "control"
+
+    def arm_of(self, person: str | None) -> tuple[Arm, Live]:
+        """The arm of a person, by their own id and not by an alias, and its release; None: nobody, or nobody known."""
+        arm = self.trial.arm(person)
+        return arm, self.trial.live if arm == "canary" else self.live
 
     @property
     def mark(self) -> str:
         """The end of the answer's id."""
         return self.trial.mark(self.arm)
 
-    async def made(self, make: Callable[[Live], Awaitable[T]], failed: Callable[[T], bool] | None = None) -> T:
-        """What `make` makes of the release of the arm; `failed` says whether to count it so (None: it is not counted)."""
+    async def made(
+        self, make: Callable[[Attempt | None], Awaitable[T]], failed: Callable[[T], bool] | None = None
+    ) -> T:
+        """What `make` makes of this attempt; where the release on trial fails, of none, by the release in service.
+
+        `failed` says whether to count it so (None: it is not counted).
+        """
         began = time.monotonic()
         try:
-            found = await make(self.trial.live if self.arm == "canary" else self.live)
+            found = await make(self)
         except InputError:
             raise
         except Exception:
@@ -44,7 +58,7 @@ class Attempt:
                 raise
             logger.exception("release %s failed on trial; answering by %s", self.trial.live.name, self.live.name)
             self.arm = "control"
-            return await make(self.live)
+            return await make(None)
         if failed is not None:
             self._count(began, failed=failed(found))
         return found

@@ -154,9 +154,9 @@ class Engine:
         live, trial = self.holdings.current(), self.trial
         if trial is None:
             return self._listed(await self.ladder.climb(query, live, profile))
-        attempt = Attempt(trial, live, query.user_id)
+        attempt = Attempt(trial, live)
         work = await attempt.made(
-            lambda release: self.ladder.climb(query, release, profile),
+            lambda one: self.ladder.climb(query, live, profile, attempt=one),
             failed=lambda work: bool(set(work.degraded) - HARMLESS),
         )
         attempt.note(work)
@@ -175,8 +175,8 @@ class Engine:
         if trial is None:
             page = await compose(self.ladder, query, live, decider)
             return await self._composed(page, contents, began)
-        attempt = Attempt(trial, live, query.user_id)
-        page = await attempt.made(lambda release: compose(self.ladder, query, release, decider))
+        attempt = Attempt(trial, live)
+        page = await attempt.made(lambda one: compose(self.ladder, query, live, decider, attempt=one))
         attempt.note(page.base)
         return await self._composed(page, contents, began, mark=attempt.mark)
 

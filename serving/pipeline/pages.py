@@ -22,6 +22,7 @@ import orjson
 from embeddings.errors import Unavailable
 from embeddings.ids import Rows
 from serving.pipeline.arrange import arrange
+from serving.pipeline.attempt import Attempt
 from serving.pipeline.fallback import demand_slate
 from serving.pipeline.ladder import Call, Job, Ladder, Part
 from serving.pipeline.live import Live
@@ -44,10 +45,12 @@ ENDS = 0.9
 """Share of the deadline after which a page is put together from what there is."""
 
 
-async def compose(ladder: Ladder, query: PageQuery, live: Live, decider: Decider) -> Page:
+async def compose(
+    ladder: Ladder, query: PageQuery, live: Live, decider: Decider, *, attempt: Attempt | None = None
+) -> Page:
     """Answer a request for a page as well as time allows; raises `InputError` for what is wrong with it."""
     asked = ladder.deadline_s if query.deadline_ms is None else min(ladder.deadline_s, query.deadline_ms / 1e3)
-    job = Job(query.person, live, asked)
+    job = Job(query.person, live, asked, attempt=attempt)
     if not ladder.circuit.allows():
         job.without.add("profile")
     if ladder.workers.exhausted:
