@@ -198,7 +198,7 @@ def test_what_must_not_be_shown_is_not_shown_on_any_rung(engine: Engine, hang: A
 
 
 def test_rules_that_hang_leave_the_ranked_list(engine: Engine, hang: Any) -> None:
-    hang(Slate, "_pins")
+    hang(Slate, "_explored")
     answer = asked(engine)[0]
     assert groups(answer) == {"g2"}
     assert len(answer.items) == 10

@@ -229,7 +229,7 @@ def test_a_shelf_that_hangs_is_left_out_and_named_and_the_page_comes_in_time(
         stuck.free.set()
 
 
-@pytest.mark.parametrize(("owner", "method"), [(Slate, "_pins"), (RankerScore, "score")])
+@pytest.mark.parametrize(("owner", "method"), [(Slate, "_explored"), (RankerScore, "score")])
 @pytest.mark.parametrize("topology", ["fused", "chained"])
 def test_late_stages_that_hang_cost_quality(
     topology: str,

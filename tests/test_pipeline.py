@@ -56,6 +56,32 @@ def test_the_next_answer_follows_the_last_event(engine: Engine) -> None:
     assert groups(ask(engine)) == {"g1"}
 
 
+def test_what_is_pinned_counts_first_and_stays_where_caps_would_take_it_away(engine: Engine) -> None:
+    do(engine, "g2-3")
+    catalogue = engine.snapshot.catalogue
+
+    def brands(answer: Answer) -> list[object]:
+        return [catalogue.value(catalogue.row(name), "brand") for name in ids(answer)]
+
+    first = ids(ask(engine))[0]
+    of_its_brand = [f"g0-{n}" for n in range(PER_GROUP) if n % 5 == int(first.split("-")[1]) % 5][:2]
+    rule(engine, "cap", {"type": "cap", "attribute": "brand", "limit": 1})
+    for position, item_id in zip((2, 4), of_its_brand, strict=True):
+        only = {"attribute": "item_id", "op": "eq", "value": item_id}
+        rule(engine, item_id, {"type": "pin", "position": position}, items=only)
+    answer = ask(engine)
+    assert [ids(answer)[2], ids(answer)[4]] == of_its_brand
+    assert first not in ids(answer), "the place that its brand has is taken"
+    assert sorted(map(str, brands(answer))) == sorted([*{str(one) for one in brands(answer)}, str(brands(answer)[2])])
+    assert len(answer.items) == 6
+    # Of many items that match only the one that is pinned is exempt.
+    engine.store.documents.delete("rule", of_its_brand[1], by="test")
+    group = {"attribute": "categories", "op": "contains", "value": "group-2"}
+    rule(engine, of_its_brand[0], {"type": "pin", "position": 2}, items=group)
+    assert ids(ask(engine))[2] == first
+    assert len(set(brands(ask(engine)))) == len(ask(engine).items) == 5
+
+
 def test_a_stranger_gets_a_full_list(engine: Engine) -> None:
     answer = ask(engine, user_id="nobody")
     assert len(answer.items) == 10

@@ -97,7 +97,7 @@ class Pin(Row):
 
 
 class Cap(Row):
-    """At most `limit` items of an answer share a value of `attribute`."""
+    """At most `limit` items of an answer share a value of `attribute`; those that are pinned count first, and stay."""
 
     type: Literal["cap"]
     attribute: Annotated[str, Field(min_length=1, max_length=64)]
