@@ -24,7 +24,8 @@ from embeddings.ids import Rows
 from serving.pipeline.arrange import arrange
 from serving.pipeline.attempt import Attempt
 from serving.pipeline.fallback import demand_slate
-from serving.pipeline.ladder import Call, Job, Ladder, Part
+from serving.pipeline.job import Job, Part
+from serving.pipeline.ladder import Call, Ladder
 from serving.pipeline.live import Live
 from serving.pipeline.page import Decider, Page, PageQuery, slot_name
 from serving.pipeline.pipeline import run_section, skip_section

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from serving.pipeline.ladder import Job, Ladder
+from serving.pipeline.job import Job
+from serving.pipeline.ladder import Ladder
 from serving.pipeline.query import Query
 from serving.pipeline.trial import Trial
 from serving.pipeline.work import Work

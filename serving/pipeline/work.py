@@ -23,8 +23,8 @@ from serving.pipeline.query import Anchor, Query, Reason
 from serving.pipeline.replenishment import Repeat, due
 from serving.pipeline.snapshot import Rules, Snapshot
 from serving.policy.arms import Changes
-from serving.policy.compiled import Facts, facts
 from serving.policy.conditions import HISTORY
+from serving.policy.facts import Facts, facts
 from serving.policy.layers import EXPERIMENTS, Running
 from serving.policy.placements import Placement
 from serving.policy.rules import SEGMENT
