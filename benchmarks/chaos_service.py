@@ -26,7 +26,7 @@ import psutil
 from benchmarks.load import Caller, encode, percentile_ms
 from benchmarks.serving import make_world, service, write_release
 from benchmarks.trial import Trial
-from embeddings.bundle import point_to
+from embeddings.releases import point_to
 from embeddings.schema import Item, from_table
 from serving.family import members
 from serving.settings import Settings

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from benchmarks.load import percentile_ms
 from benchmarks.serving import make_world, service
-from embeddings.bundle import MANIFEST, point_to
+from embeddings.manifest import MANIFEST
+from embeddings.releases import point_to
 
 LIMITS_MS = {"event_ms": 50.0, "item_ms": 200.0, "policy_ms": 1000.0, "release_ms": 10_000.0}
 RELEASE_ROUNDS = 10

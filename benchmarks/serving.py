@@ -35,11 +35,13 @@ from rich.table import Table
 
 from benchmarks.policy import EVERYTHING, RULES
 from benchmarks.results import keep
-from embeddings.bundle import build_towers, point_to, write_bundle
+from embeddings.bundle import build_towers
+from embeddings.bundle_writer import write_bundle
 from embeddings.features import FeatureSpec
 from embeddings.index import VectorIndex
 from embeddings.neighbours import nearest_items
 from embeddings.ranker import Ranker, RankerConfig
+from embeddings.releases import point_to
 from embeddings.schema import Event, Item, from_table, to_table
 from embeddings.two_tower import TowerConfig
 from serving.store import Store

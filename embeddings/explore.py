@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from embeddings.bundle import Bundle, current_release, open_bundle
+from embeddings.bundle import Bundle
+from embeddings.bundle_reader import open_bundle
 from embeddings.errors import InputError, NotFound, unknown_name
 from embeddings.features import Floats, item_tokens
 from embeddings.ids import UNKNOWN, Rows
+from embeddings.releases import current_release
 
 CANDIDATES = 200
 """How many rows are looked at for a list; one longer than half of it looks at more."""

@@ -64,7 +64,7 @@ def estimate(
         attributes = engine.snapshot.catalogue.attributes
         document: Placement = engine.policy.admit(PLACEMENTS, raw, item_attributes=attributes)
         found = asyncio.run(
-            engine.estimate(document, event_type=reward, by_value=value, requests=requests, seconds=seconds)
+            engine.aside.estimate(document, event_type=reward, by_value=value, requests=requests, seconds=seconds)
         )
     finally:
         engine.stop()

@@ -21,15 +21,21 @@ import httpx2
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from hypothesis import settings
 
-from embeddings.bundle import build_towers, point_to, write_bundle
+from embeddings.bundle import build_towers
+from embeddings.bundle_writer import write_bundle
 from embeddings.features import FeatureSpec, Floats
 from embeddings.index import VectorIndex
 from embeddings.neighbours import Neighbours, nearest_items
 from embeddings.ranker import Ranker, RankerConfig
+from embeddings.releases import point_to
 from embeddings.schema import Item, to_table
 from embeddings.two_tower import TowerConfig
+from serving.api import create_api
+from serving.pipeline.engine import Engine
+from serving.settings import Settings
 
 # Shared machines pause for longer than any deadline is worth; CI tries the same examples every time.
 settings.register_profile("bespoke", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
@@ -140,6 +146,22 @@ def releases(tmp_path: Path) -> Path:
     folder = tmp_path / "releases"
     write_world(folder)
     return folder
+
+
+@pytest.fixture
+def engine(releases: Path, tmp_path: Path) -> Iterator[Engine]:
+    """An engine over the known-answer world and an empty store."""
+    one = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 'store.db'}", deadline_ms=10_000))
+    one.start()
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def client(engine: Engine) -> Iterator[TestClient]:
+    """The HTTP application around the engine; an unexpected error is raised in the test."""
+    with TestClient(create_api(engine)) as opened:
+        yield opened
 
 
 def free_port() -> int:

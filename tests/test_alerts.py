@@ -18,7 +18,6 @@ from serving.settings import Settings
 from tests.test_api import client as client
 from tests.test_deciding import content
 from tests.test_ladder import engine as topologies  # noqa: F401 - a fixture: fused and chained
-from tests.test_pipeline import engine as engine
 from tests.test_replenishment import publish
 
 NOW = datetime.now(UTC)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.event import listen
 
 from embeddings.errors import Conflict
 from embeddings.schema import Attributes, Event, Purpose, User
-from serving.api import create_api
 from serving.pipeline.engine import Engine
-from serving.settings import Settings
 from serving.store import HISTORY_LIMIT, Store
 from serving.store.aliases import MOST
 from tests.test_api import error
@@ -29,15 +29,6 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     with fresh_url(request.param, tmp_path) as url, Store.open(url) as opened:
         yield opened
-
-
-@pytest.fixture
-def client(releases: Path, tmp_path: Path) -> Iterator[TestClient]:
-    engine = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 's.db'}", deadline_ms=10_000))
-    engine.start()
-    with TestClient(create_api(engine)) as opened:
-        yield opened
-    engine.stop()
 
 
 def did(store: Store, user: str, *items: str, minute: float = 0) -> None:
@@ -69,6 +60,46 @@ def test_all_ids_of_a_person_are_one(store: Store) -> None:
     for alias in ("cookie", "phone"):
         assert store.aliases.unlink(alias)
     assert store.profiles.some(["ann", "cookie", "phone"]) == before, "nothing is lost when they part"
+
+
+def listed(store: Store, limit: int) -> list[tuple[str, int]]:
+    """Everybody with the number of their events, read page by page."""
+    found, after = [], None
+    while True:
+        page = store.profiles.list(limit, after)
+        found += [(one.user_id, one.events) for one in page.users]
+        after = page.next
+        if after is None:
+            return found
+
+
+def test_people_are_listed_by_what_they_did_under_any_id(store: Store) -> None:
+    for minute, user in enumerate(["ann", "bob", "cid", "phone", "tablet"]):
+        did(store, user, "a", minute=minute)
+    did(store, "cookie", "b", minute=2)  # as late as cid
+    store.profiles.upsert([User(user_id="dan"), User(user_id="eve"), User(user_id="aaa")])
+    assert listed(store, 100)[:4] == [("tablet", 1), ("phone", 1), ("cid", 1), ("cookie", 1)]
+    for alias, person in (("phone", "ann"), ("cookie", "ann"), ("tablet", "bob"), ("aaa", "eve"), ("new", "bob")):
+        store.aliases.link(alias, person)
+    everybody = [("bob", 2), ("ann", 3), ("cid", 1), ("dan", 0), ("eve", 0)]
+    for limit in (1, 2, 3, 100):
+        assert listed(store, limit) == everybody
+    did(store, "cookie", "b", minute=9)
+    assert [name for name, _ in listed(store, 2)] == ["ann", "bob", "cid", "dan", "eve"]
+    store.aliases.unlink("cookie")
+    assert [name for name, _ in listed(store, 2)] == ["cookie", "bob", "ann", "cid", "dan", "eve"]
+
+
+def test_a_list_of_people_follows_the_index_and_sorts_nobody(tmp_path: Path) -> None:
+    with Store.open(f"sqlite:///{tmp_path / 's.db'}") as store:
+        asked: list[Any] = []
+        listen(store.database._engine, "before_cursor_execute", lambda *args: asked.append(args[2:4]))
+        store.profiles.list(10)
+        wanted, values = next(one for one in asked if "ORDER BY" in one[0])
+        with store.database._engine.connect() as connection:
+            plan = [str(row[3]) for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {wanted}", values)]
+    assert plan[0].endswith("INDEX profiles_by_activity"), plan
+    assert all(step.startswith("SEARCH") or "SUBQUERY" in step for step in plan[1:]), plan
 
 
 def test_a_refusal_by_any_id_counts_and_what_is_said_later_is_said_for_all(store: Store) -> None:

@@ -13,20 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from embeddings.bundle import (
-    MANIFEST,
-    build_towers,
-    current_release,
-    list_releases,
-    open_bundle,
-    point_to,
-    read_manifest,
-    write_bundle,
-)
+from embeddings.bundle import build_towers
+from embeddings.bundle_reader import open_bundle
+from embeddings.bundle_writer import write_bundle
 from embeddings.errors import BundleError, NotFound
 from embeddings.features import FeatureSpec
 from embeddings.index import VectorIndex
+from embeddings.manifest import MANIFEST, read_manifest
 from embeddings.ranker import FEATURES, Ranker, RankerConfig
+from embeddings.releases import current_release, list_releases, point_to
 from embeddings.schema import Item, to_table
 from embeddings.two_tower import TowerConfig
 from tests.conftest import world_items, write_world

@@ -14,8 +14,9 @@ import typer.main
 from typer.testing import CliRunner
 
 import bespoke
-from embeddings.bundle import current_release, read_manifest
 from embeddings.errors import Unavailable
+from embeddings.manifest import read_manifest
+from embeddings.releases import current_release
 from tests import habits
 from training import cli
 

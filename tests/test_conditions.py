@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from embeddings.errors import InputError
 from embeddings.schema import Item
 from serving.policy.columns import FIELDS, Column, ItemColumns, Selection, Span, cells, moment, row_of
-from serving.policy.conditions import MAX_DEPTH, MAX_NODES, MAX_VALUES, OPS, AllOf, Comparison, Condition, parse
+from serving.policy.conditions import AllOf, Comparison, Condition
+from serving.policy.syntax import MAX_DEPTH, MAX_NODES, MAX_VALUES, OPS, parse
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC).timestamp()
 

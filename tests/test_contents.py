@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from embeddings.errors import InputError
 from serving.policy.compiled import Policy
-from serving.policy.conditions import parse
 from serving.policy.contents import parse_content
 from serving.policy.contradictions import contradiction
 from serving.policy.kinds import References
 from serving.policy.layouts import LAYOUTS, parse_layout
 from serving.policy.rules import FACTS
+from serving.policy.syntax import parse
 
 A: dict[str, Any] = {"id": "a", "payload": {"text": "Hello"}}
 

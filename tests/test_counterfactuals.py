@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from embeddings.schema import User
-from serving.api import create_api
 from serving.pipeline.counterfactuals import EVENTS, PLACES
 from serving.pipeline.engine import Engine
 from serving.pipeline.query import Query
-from serving.settings import Settings
 from tests.test_api import error
 from tests.test_ladder import engine as topologies  # noqa: F401 - a fixture: fused and chained
 from tests.test_pipeline import ask, do, ids, rule
@@ -25,14 +21,14 @@ from tests.test_pipeline import ask, do, ids, rule
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shared machine takes longer than anybody would wait."""
-    monkeypatch.setattr("serving.pipeline.engine.SECONDS", 60.0)
+    monkeypatch.setattr("serving.pipeline.aside.SECONDS", 60.0)
 
 
 def what_if(engine: Engine, **fields: Any) -> dict[tuple[str, str], dict[str, Any]]:
     query = Query(k=10, now=datetime.now(UTC), user_id="ann", **fields)
 
     async def both() -> list[dict[str, Any]]:
-        return await engine.counterfactuals(query, await engine.recommend(query))
+        return await engine.aside.counterfactuals(query, await engine.recommend(query))
 
     return {(one["kind"], one["id"]): one for one in asyncio.run(both())}
 
@@ -81,15 +77,6 @@ def test_who_allows_nothing_is_told_nothing_of_themselves(topologies: Engine) ->
     do(engine, "g2-3")
     engine.store.profiles.upsert([User(user_id="ann", consent={"personalization": False})])
     assert {kind for kind, _ in what_if(engine)} == {"place"}
-
-
-@pytest.fixture
-def client(releases: Path, tmp_path: Path) -> Iterator[TestClient]:
-    engine = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 's.db'}", deadline_ms=10_000))
-    engine.start()
-    with TestClient(create_api(engine)) as opened:
-        yield opened
-    engine.stop()
 
 
 def test_counterfactuals_over_http(client: TestClient) -> None:

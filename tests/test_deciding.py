@@ -30,7 +30,6 @@ from tests.test_contents import is_
 from tests.test_ladder import engine as topologies  # noqa: F401 - a fixture: fused and chained
 from tests.test_ladder import hang as hang
 from tests.test_pipeline import do
-from tests.test_pipeline import engine as engine
 
 NOW = datetime.now(UTC)
 VARIANTS = [{"id": name, "payload": {"text": name.upper()}} for name in ("a", "b")]

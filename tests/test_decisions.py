@@ -16,8 +16,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from embeddings.bundle import point_to
 from embeddings.errors import Damaged, InputError
+from embeddings.releases import point_to
 from embeddings.schema import DECISIONS, Event
 from serving import metrics
 from serving.api import create_api
@@ -34,7 +34,6 @@ from serving.store.retention import retain
 from tests.conftest import write_world
 from tests.test_ladder import engine as topologies  # noqa: F401 - a fixture: fused and chained
 from tests.test_pipeline import ask, do, ids, rule
-from tests.test_pipeline import engine as engine
 from tests.test_store import START, fresh_url
 
 

@@ -14,7 +14,6 @@ from serving.pipeline.query import Query
 from serving.pipeline.work import Work
 from tests.conftest import NOW, PER_GROUP
 from tests.test_pipeline import ask, do, groups, ids
-from tests.test_pipeline import engine as engine
 from tests.test_placements import patient as patient
 from tests.test_placements import placement
 

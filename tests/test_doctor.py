@@ -18,8 +18,8 @@ import pytest
 from sqlalchemy import text
 
 import bespoke
-from embeddings.bundle import CURRENT
 from embeddings.errors import Unavailable
+from embeddings.releases import CURRENT
 from serving import family, loopback, process
 from serving.doctor import command, data, machine, processes
 from serving.doctor.finding import Finding, Findings, worst

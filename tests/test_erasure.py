@@ -14,7 +14,6 @@ from fastapi.testclient import TestClient
 
 from embeddings.errors import Damaged, DataError
 from embeddings.schema import Event, User
-from serving.api import create_api
 from serving.pipeline.effects import Effects
 from serving.pipeline.engine import Engine
 from serving.pipeline.erasure import erase
@@ -31,20 +30,6 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     with fresh_url(request.param, tmp_path) as url, Store.open(url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def engine(releases: Path, tmp_path: Path) -> Iterator[Engine]:
-    one = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 's.db'}", deadline_ms=10_000))
-    one.start()
-    yield one
-    one.stop()
-
-
-@pytest.fixture
-def client(engine: Engine) -> Iterator[TestClient]:
-    with TestClient(create_api(engine)) as opened:
         yield opened
 
 

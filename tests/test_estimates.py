@@ -74,7 +74,7 @@ def judged(engine: Engine, **fields: Any) -> dict[str, Any]:
     """The estimate of the draft, with as much time as a busy machine may need."""
     draft = engine.policy.admit(PLACEMENTS, {**DRAFT, "id": "home"}, item_attributes=None)
     how = {"event_type": "click", "by_value": False, "requests": 1000, "seconds": 120.0} | fields
-    return asyncio.run(engine.estimate(draft, **how))
+    return asyncio.run(engine.aside.estimate(draft, **how))
 
 
 def test_a_draft_is_judged_before_anybody_is_shown_it(engine: Engine) -> None:

@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embeddings.bundle import point_to
 from embeddings.errors import InputError
+from embeddings.releases import point_to
 from embeddings.schema import User
 from serving.pipeline.assignment import arm_of, assigned, place
 from serving.pipeline.deciding import DecisionQuery

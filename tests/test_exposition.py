@@ -100,7 +100,7 @@ def test_an_open_circuit_is_shown_until_it_closes_whatever_release_it_was(releas
     def shown() -> float | None:
         return metrics.REGISTRY.get_sample_value("bespoke_circuit_open", {"part": "ranking"})
 
-    live = engine._live
+    live = engine.holdings.live
     assert live is not None
     for _ in range(3):
         live.circuits["ranking"].failed()

@@ -19,8 +19,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embeddings.bundle import MANIFEST, current_release, open_bundle
+from embeddings.bundle_reader import open_bundle
 from embeddings.errors import BespokeError, BundleError
+from embeddings.manifest import MANIFEST
+from embeddings.releases import current_release
 from embeddings.schema import Event, User, to_table
 from serving.settings import Settings
 from serving.store import Store

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,6 @@ PIN = {"items": PINNED, "action": {"type": "pin", "position": 0}}
 NEVER = {"attribute": "context.country", "op": "eq", "value": "XX"}
 
 
-@pytest.fixture
-def engine(releases: Path, tmp_path: Path) -> Iterator[Engine]:
-    one = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 's.db'}", deadline_ms=10_000))
-    one.start()
-    yield one
-    one.stop()
-
-
-@pytest.fixture
-def client(engine: Engine) -> Iterator[TestClient]:
-    with TestClient(create_api(engine)) as opened:
-        yield opened
-
-
 def first(client: TestClient, user_id: str) -> str:
     return str(client.post("/v1/recommendations", json={"user_id": user_id, "k": 3}).json()["items"][0]["item_id"])
 
@@ -51,7 +36,7 @@ def test_a_draft_is_tried_on_what_was_asked(topologies: Engine) -> None:  # noqa
     before = [ids(ask(engine, user_id=one)) for one in ("eve", "new")]
     assert engine.effects.flush()
     draft = parse_rule({"id": "r", "enabled": False, "share": 0.1} | PIN, item_attributes=None)
-    found = asyncio.run(engine.simulate("r", draft, requests=10, seconds=60))
+    found = asyncio.run(engine.aside.simulate("r", draft, requests=10, seconds=60))
     assert (found["logged"], found["replayed"], found["changed"]) == (2, 2, 2)
     assert [one["item_id"] for one in found["rising"]] == ["g3-9"]
     assert {one["rule"]: (one["current"], one["draft"]) for one in found["fired"]} == {
@@ -64,7 +49,7 @@ def test_a_draft_is_tried_on_what_was_asked(topologies: Engine) -> None:  # noqa
     assert [ids(ask(engine, user_id=one)) for one in ("eve", "new")] == before, "nothing of it is in force"
     engine.store.documents.put("rule", "r", {"id": "r"} | PIN, by="test")
     engine.refresh()
-    gone = asyncio.run(engine.simulate("r", None, requests=10, seconds=60))
+    gone = asyncio.run(engine.aside.simulate("r", None, requests=10, seconds=60))
     assert (gone["changed"], [one["item_id"] for one in gone["falling"]]) == (2, ["g3-9"])
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from embeddings.bundle import PARTS
 from embeddings.errors import StoreError
+from embeddings.manifest import PARTS
 from embeddings.schema import Event, User
 from serving.pipeline.circuit import Circuit
 from serving.pipeline.engine import Engine
@@ -41,7 +41,7 @@ def running(topology: str, releases: Path, tmp_path: Path, deadline_s: float) ->
     if topology == "chained":
         far = {section: Engine(settings, parts=NEEDS[section]) for section in SECTIONS}
         one.ladder.sections = {section: call(engine, section) for section, engine in far.items()}
-        one._aside.sections = one.ladder.sections
+        one.aside.ladder.sections = one.ladder.sections
     for each in (one, *far.values()):
         each.start()
     one.store.events.append([event("g2-3", "view"), event("g2-4", "purchase")])
@@ -139,7 +139,7 @@ def test_a_hanging_ranker_costs_the_ranking_and_is_left_alone(engine: Engine, ha
 def test_the_ranker_comes_back_by_itself(engine: Engine, hang: Any) -> None:
     ranker = hang(RankerScore, "score")
     asked(engine, 3)
-    circuit = engine._current().circuits["ranking"]
+    circuit = engine.holdings.current().circuits["ranking"]
     assert circuit.open
     ranker.free.set()
     circuit.cooling_s, circuit._retry_at = 0.0, 0.0
@@ -198,7 +198,7 @@ def test_what_must_not_be_shown_is_not_shown_on_any_rung(engine: Engine, hang: A
 
 
 def test_rules_that_hang_leave_the_ranked_list(engine: Engine, hang: Any) -> None:
-    hang(Slate, "_pins")
+    hang(Slate, "_explored")
     answer = asked(engine)[0]
     assert groups(answer) == {"g2"}
     assert len(answer.items) == 10
@@ -260,7 +260,7 @@ def test_a_request_behind_a_hanging_one_is_answered(releases: Path, tmp_path: Pa
         assert all(len(one.items) == 10 and one.degraded for one in answers)
     assert source.calls <= LOST_LIMIT
     source.free.set()
-    circuit = engine._current().circuits["retrieval"]
+    circuit = engine.holdings.current().circuits["retrieval"]
     for _ in range(3):  # the threads that come back find nobody waiting
         circuit._retry_at = 0.0
         last = asked(engine)[0]

@@ -109,7 +109,7 @@ def test_a_shelf_is_like_its_list_apart_from_what_stands_above(patient: Engine) 
 
 def test_the_best_shelf_comes_first_unless_a_pin_says_otherwise(patient: Engine) -> None:
     do(patient, *["g3-9"] * 3, "g3-8", "g3-7", user="crowd")
-    patient._demand_at = -1e9
+    patient.holdings.demand_at = -1e9
     patient.refresh()
     do(patient, "g2-3", user="eve")
     layout(patient, HOME)
@@ -229,7 +229,7 @@ def test_a_shelf_that_hangs_is_left_out_and_named_and_the_page_comes_in_time(
         stuck.free.set()
 
 
-@pytest.mark.parametrize(("owner", "method"), [(Slate, "_pins"), (RankerScore, "score")])
+@pytest.mark.parametrize(("owner", "method"), [(Slate, "_explored"), (RankerScore, "score")])
 @pytest.mark.parametrize("topology", ["fused", "chained"])
 def test_late_stages_that_hang_cost_quality(
     topology: str,
@@ -255,7 +255,7 @@ def test_late_stages_that_hang_cost_quality(
 def test_without_retrieval_there_is_what_is_in_demand(patient: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     do(patient, "g2-3", user="eve")
     layout(patient, [*HOME, {"id": "tab", "type": "tile", "title": "Tab"}])
-    circuit = patient._current().circuits["retrieval"]
+    circuit = patient.holdings.current().circuits["retrieval"]
     monkeypatch.setattr(circuit, "allows", lambda: False)
     page = open_page(patient, exclude=["g0-0"])
     assert page.degraded == ("retrieval",)

@@ -211,7 +211,7 @@ def test_consent_is_respected(engine: Engine, writer: Engine, tmp_path: Path) ->
     found = {one["user_id"]: one for one in mail(writer, tmp_path / "out")}
     assert "u04" not in found
     assert (found["u05"]["personalized"], found["u06"]["personalized"]) == (False, True)
-    engine._demand_at = 0.0
+    engine.holdings.demand_at = 0.0
     engine.refresh()  # demand is counted anew every few seconds: here, now
     everybody = live(engine, "u05", personalized=False)
     assert [one[0] for one in told(found["u05"])] == [one[0] for one in shown(everybody)]

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embeddings.bundle import BundleError, open_bundle
+from embeddings.bundle_reader import open_bundle
+from embeddings.errors import BundleError
 from embeddings.ids import UNKNOWN
 from embeddings.neighbours import nearest_items
 from embeddings.schema import Event

@@ -13,7 +13,6 @@ from serving.pipeline.paging import MOST_SHOWN, Paging
 from serving.pipeline.query import Query
 from tests.test_api import client, error, view  # noqa: F401 - a fixture
 from tests.test_pipeline import Engine, ask, do, ids, rule
-from tests.test_pipeline import engine as engine
 from tests.test_placements import patient as patient
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)

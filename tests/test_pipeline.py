@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embeddings.bundle import point_to
 from embeddings.errors import InputError, NotFound, Unavailable
+from embeddings.releases import point_to
 from embeddings.schema import Event, Item, User
 from serving.pipeline.engine import Engine
 from serving.pipeline.pipeline import SECTIONS, STAGES, run_section
@@ -22,14 +21,6 @@ from serving.pipeline.stage import Filter, Scorer, Selector, Source, Stage
 from serving.pipeline.work import Work
 from serving.settings import Settings
 from tests.conftest import PER_GROUP, write_world
-
-
-@pytest.fixture
-def engine(releases: Path, tmp_path: Path) -> Iterator[Engine]:
-    one = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 'store.db'}", deadline_ms=10_000))
-    one.start()
-    yield one
-    one.stop()
 
 
 def ask(engine: Engine, **fields: Any) -> Answer:
@@ -63,6 +54,32 @@ def test_the_next_answer_follows_the_last_event(engine: Engine) -> None:
     assert groups(ask(engine)) == {"g2"}
     do(engine, "g1-3")
     assert groups(ask(engine)) == {"g1"}
+
+
+def test_what_is_pinned_counts_first_and_stays_where_caps_would_take_it_away(engine: Engine) -> None:
+    do(engine, "g2-3")
+    catalogue = engine.snapshot.catalogue
+
+    def brands(answer: Answer) -> list[object]:
+        return [catalogue.value(catalogue.row(name), "brand") for name in ids(answer)]
+
+    first = ids(ask(engine))[0]
+    of_its_brand = [f"g0-{n}" for n in range(PER_GROUP) if n % 5 == int(first.split("-")[1]) % 5][:2]
+    rule(engine, "cap", {"type": "cap", "attribute": "brand", "limit": 1})
+    for position, item_id in zip((2, 4), of_its_brand, strict=True):
+        only = {"attribute": "item_id", "op": "eq", "value": item_id}
+        rule(engine, item_id, {"type": "pin", "position": position}, items=only)
+    answer = ask(engine)
+    assert [ids(answer)[2], ids(answer)[4]] == of_its_brand
+    assert first not in ids(answer), "the place that its brand has is taken"
+    assert sorted(map(str, brands(answer))) == sorted([*{str(one) for one in brands(answer)}, str(brands(answer)[2])])
+    assert len(answer.items) == 6
+    # Of many items that match only the one that is pinned is exempt.
+    engine.store.documents.delete("rule", of_its_brand[1], by="test")
+    group = {"attribute": "categories", "op": "contains", "value": "group-2"}
+    rule(engine, of_its_brand[0], {"type": "pin", "position": 2}, items=group)
+    assert ids(ask(engine))[2] == first
+    assert len(set(brands(ask(engine)))) == len(ask(engine).items) == 5
 
 
 def test_a_stranger_gets_a_full_list(engine: Engine) -> None:
@@ -175,7 +192,7 @@ def test_without_personalization_everybody_gets_the_same_list(engine: Engine) ->
     do(engine, "g1-3", user="bob")
     for _ in range(3):
         do(engine, "g3-9", user="carol")
-    engine._demand_at = -math.inf
+    engine.holdings.demand_at = -math.inf
     engine.refresh()
     one, other = ask(engine, personalized=False), ask(engine, personalized=False, user_id="bob")
     assert ids(one) == ids(other)

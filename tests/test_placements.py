@@ -19,7 +19,6 @@ from serving.settings import Settings
 from tests.conftest import NOW, write_world
 from tests.test_ladder import running
 from tests.test_pipeline import ask, do, groups, ids
-from tests.test_pipeline import engine as engine
 
 
 def placement(engine: Engine, name: str, **fields: Any) -> None:
@@ -104,7 +103,7 @@ def test_other_placements_answer_an_item_with_its_like(engine: Engine) -> None:
 def test_trending_and_new_come_in_their_order(engine: Engine) -> None:
     for place in range(5):
         do(engine, *["g3-9"] * (5 - place), f"g3-{place}", user="crowd")
-    engine._demand_at = -1e9
+    engine.holdings.demand_at = -1e9
     engine.refresh()
     answer = ask(engine, placement="trending", k=30)
     assert ids(answer)[0] == "g3-9"

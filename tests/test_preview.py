@@ -16,14 +16,13 @@ from serving.pipeline.engine import Engine
 from serving.policy.placements import Placement, parse_placement
 from tests.test_api import client, error, recommend, view  # noqa: F401 - a fixture
 from tests.test_pipeline import ask, do, ids
-from tests.test_pipeline import engine as engine
 from tests.test_placements import patient as patient
 from tests.test_placements import placement
 
 
 def preview(engine: Engine, draft: Placement, requests: int = 100, seconds: float = 60.0) -> dict[str, Any]:
     engine.settings.__dict__["request_timeout_s"] = 100.0
-    return asyncio.run(engine.preview(draft, requests=requests, seconds=seconds))
+    return asyncio.run(engine.aside.preview(draft, requests=requests, seconds=seconds))
 
 
 def home(**fields: Any) -> Placement:
@@ -79,7 +78,7 @@ def test_a_draft_shows_what_moves_and_stores_nothing(patient: Engine) -> None:
     now = datetime.now(UTC)
     kept = patient.store.decisions.between(now - timedelta(hours=1), now + timedelta(hours=1)).decisions
     assert len(kept) == 7, "what is replayed is not logged"
-    assert not any(circuit.open for circuit in patient._current().circuits.values())
+    assert not any(circuit.open for circuit in patient.holdings.current().circuits.values())
 
 
 def test_people_are_as_they_were_when_they_asked(engine: Engine) -> None:
@@ -118,7 +117,7 @@ def test_a_preview_is_bounded_in_number_and_time(engine: Engine) -> None:
     assert time.monotonic() - began < 5
 
     async def two() -> list[Any]:
-        both = (engine.preview(home(), requests=9, seconds=30.0) for _ in range(2))
+        both = (engine.aside.preview(home(), requests=9, seconds=30.0) for _ in range(2))
         return await asyncio.gather(*both, return_exceptions=True)
 
     outcomes = asyncio.run(two())
@@ -130,7 +129,7 @@ def test_lists_are_answered_while_a_preview_runs(engine: Engine) -> None:
     crowd(engine, people=12)
 
     async def both() -> tuple[dict[str, Any], int]:
-        running = asyncio.create_task(engine.preview(home(diversity=0.5), requests=50, seconds=30.0))
+        running = asyncio.create_task(engine.aside.preview(home(diversity=0.5), requests=50, seconds=30.0))
         answered = 0
         while not running.done():
             from serving.pipeline.query import Query

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from embeddings.bundle import current_release, list_releases, open_bundle
+from embeddings.bundle_reader import open_bundle
 from embeddings.errors import BundleError, DataError, GateError, NotFound, TrainingError
 from embeddings.index import VectorIndex
+from embeddings.releases import current_release, list_releases
 from embeddings.two_tower import TwoTower
 from tests import habits
 from training.config import Run

@@ -20,13 +20,16 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 import bespoke
-from embeddings.bundle import CURRENT, Golden, current_release, open_bundle, point_to
-from embeddings.errors import BundleError, Conflict, NotFound
+from embeddings.bundle_reader import open_bundle
+from embeddings.errors import BundleError, Conflict, NotFound, StoreError
+from embeddings.golden import Golden
+from embeddings.releases import CURRENT, current_release, point_to
 from embeddings.schema import Event
 from serving import metrics
 from serving.api import create_api
 from serving.pipeline import trial as trials
 from serving.pipeline.engine import Engine
+from serving.pipeline.page import PageQuery
 from serving.pipeline.query import Answer, Query
 from serving.pipeline.releases import RELEASE
 from serving.pipeline.scorers import RankerScore
@@ -34,6 +37,7 @@ from serving.pipeline.sources import TwoTowerSource
 from serving.pipeline.trial import Share, overlap, rank_biased_overlap
 from serving.settings import Settings
 from tests.conftest import write_world
+from tests.test_ladder import running
 
 WAIT_S = 20.0
 
@@ -193,11 +197,62 @@ def test_a_canary_answers_always_the_same_people(engine: Engine) -> None:
     assert state == {"world-2": ("withdrawn", "enough"), "world-1": ("current", None)}
 
 
+@pytest.mark.parametrize("topology", ["fused", "chained"])
+def test_a_person_meets_one_release_under_every_id(
+    releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, topology: str
+) -> None:
+    write_world(releases, "world-2")
+    point_to(releases, "world-1")
+    with running(topology, releases, tmp_path, WAIT_S) as engine:
+        engine.releases.try_out("world-2", "canary", Share(share=0.5), by="test")
+        engine.refresh()
+        trial = engine.trial
+        assert trial is not None
+        people = [f"u{n}" for n in range(20)]
+        other = {
+            person: next(f"{person}-{n}" for n in range(99) if trial.arm(f"{person}-{n}") != trial.arm(person))
+            for person in people[:8]
+        }
+        for person, alias in other.items():
+            engine.store.aliases.link(alias, person)
+        reads = []
+        read = engine.store.profiles.read
+        monkeypatch.setattr(engine.store.profiles, "read", lambda user_id: reads.append(user_id) or read(user_id))
+        release = {"control": "world-1", "canary": "world-2"}
+        for person in people:
+            assert ask(engine, person).model_version == release[trial.arm(person)]
+        assert reads == people, "the arm costs no read of its own"
+        assert {trial.arm(person) for person in other} == {"control", "canary"}
+        for person, alias in other.items():
+            arm = trial.arm(person)
+            answer = ask(engine, alias)
+            page = asyncio.run(engine.page(PageQuery(page="home", now=datetime.now(UTC), user_id=alias)))
+            for found in (answer, page):
+                assert (found.model_version, found.experiment[RELEASE]) == (release[arm], arm)
+                assert found.recommendation_id.endswith(trial.mark(arm))
+        assert sum(tally.answers for tally in trial.tallies.values()) == len(people) + len(other)
+
+
+def test_whom_the_store_cannot_name_gets_the_release_in_service(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.releases.try_out("world-2", "canary", Share(share=1.0), by="test")
+    engine.refresh()
+    assert ask(engine).model_version == "world-2"
+
+    def away(_: object) -> None:
+        raise StoreError("away on purpose")
+
+    monkeypatch.setattr(engine.store.profiles, "read", away)
+    answer = ask(engine)
+    assert (answer.model_version, answer.experiment) == ("world-1", {RELEASE: "control"})
+
+
 def test_a_canary_that_fails_is_withdrawn_by_itself_and_harms_nobody(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "ENOUGH", 10)
-    monkeypatch.setattr("serving.pipeline.engine.JUDGE_S", 0.05)
+    monkeypatch.setattr("serving.pipeline.holdings.JUDGE_S", 0.05)
     score = RankerScore.score
 
     def bad(self: Any, work: Any) -> Any:
@@ -284,8 +339,8 @@ def test_a_shadow_answers_nobody_and_is_compared(engine: Engine) -> None:
         for n in range(10):
             answer = await engine.recommend(Query(k=10, now=datetime.now(UTC), user_id=f"u{n}"))
             found.add(answer.model_version)
-            assert engine._shadowing is not None
-            await engine._shadowing
+            assert engine.shadow.under_way is not None
+            await engine.shadow.under_way
         return found
 
     assert asyncio.run(several()) == {"world-1"}
@@ -312,8 +367,8 @@ def test_a_slow_shadow_is_dropped_not_waited_for(engine: Engine, monkeypatch: py
             await engine.recommend(Query(k=10, now=datetime.now(UTC), user_id="ann"))
             await asyncio.sleep(0)
         free.set()
-        assert engine._shadowing is not None
-        await engine._shadowing
+        assert engine.shadow.under_way is not None
+        await engine.shadow.under_way
 
     asyncio.run(several())
     assert engine.trial is not None

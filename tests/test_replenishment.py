@@ -16,8 +16,11 @@ from fastapi.testclient import TestClient
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from embeddings.bundle import PARTS, open_bundle, point_to, write_bundle
+from embeddings.bundle_reader import open_bundle
+from embeddings.bundle_writer import write_bundle
 from embeddings.errors import BundleError
+from embeddings.manifest import PARTS
+from embeddings.releases import point_to
 from embeddings.replenishment import DAY_S, ENOUGH, PACES, Outlook, Pace, Paces, outlook
 from embeddings.schema import EVENTS, TIME, Item, to_table
 from serving.api import create_api

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from embeddings.errors import InputError
 from embeddings.schema import Item
 from serving.policy.columns import ItemColumns, row_of
-from serving.policy.compiled import MAX_COMBINATIONS, REFRESH_S, BoundPolicy, Policy, facts
+from serving.policy.compiled import MAX_COMBINATIONS, REFRESH_S, BoundPolicy, Policy
+from serving.policy.facts import facts
 from serving.policy.placements import DEFAULT, PLACEMENTS, READY_MADE, USUAL_SOURCES, Placement, parse_placement
 from serving.policy.rules import ACTIONS, FACTS, Rule, parse_rule
 

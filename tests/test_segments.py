@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,15 @@ from typer.testing import CliRunner
 
 from embeddings.errors import InputError
 from embeddings.schema import Event, User
-from serving.api import create_api
 from serving.members import app
 from serving.pipeline.engine import Engine
 from serving.pipeline.messages import Campaign, Composer
 from serving.pipeline.segmentation import clusters, members, segments_of
 from serving.policy.compiled import KINDS, Policy
-from serving.policy.conditions import parse
 from serving.policy.kinds import References
 from serving.policy.rules import FACTS
 from serving.policy.segments import SEGMENTS, parse_segment
-from serving.settings import Settings
+from serving.policy.syntax import parse
 from tests.test_api import error
 from tests.test_ladder import engine as topologies  # noqa: F401 - a fixture: fused and chained
 from tests.test_pipeline import ask, do, groups, ids, rule
@@ -184,20 +181,6 @@ def test_a_segment_that_went_is_told_by_those_that_name_it() -> None:
     assert (policy.segments.ordered, policy.rules) == ((), ())
     assert [kind.name for kind in KINDS].index("segment") < [kind.name for kind in KINDS].index("rule")
     assert parse_segment({"id": "a", "when": VIP}, References()).named == frozenset()
-
-
-@pytest.fixture
-def engine(releases: Path, tmp_path: Path) -> Iterator[Engine]:
-    one = Engine(Settings(releases=releases, store=f"sqlite:///{tmp_path / 's.db'}", deadline_ms=10_000))
-    one.start()
-    yield one
-    one.stop()
-
-
-@pytest.fixture
-def client(engine: Engine) -> Iterator[TestClient]:
-    with TestClient(create_api(engine)) as opened:
-        yield opened
 
 
 def test_members_over_http_page_by_page(client: TestClient, engine: Engine) -> None:

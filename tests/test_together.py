@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embeddings.bundle import TOGETHER, open_bundle
+from embeddings.bundle_reader import open_bundle
 from embeddings.errors import BundleError
 from embeddings.features import EventKind
+from embeddings.manifest import TOGETHER
 from tests.conftest import write_world
 from tests.histories import Touch, dataset
 from training.dataset import Dataset
@@ -104,6 +105,6 @@ def test_a_release_with_nonsense_in_it_is_refused(
 ) -> None:
     folder = write_world(tmp_path)
     np.save(folder / TOGETHER, wrong)
-    monkeypatch.setattr("embeddings.bundle._verify_files", lambda *_: None)
+    monkeypatch.setattr("embeddings.bundle_reader.verify_files", lambda *_: None)
     with pytest.raises(BundleError, match=says):
         open_bundle(folder)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from embeddings.bundle import build_towers, open_bundle
+from embeddings.bundle import build_towers
+from embeddings.bundle_reader import open_bundle
 from embeddings.features import FeatureSpec, gap_buckets
 from embeddings.schema import Item
 from embeddings.two_tower import TowerConfig, TwoTower, drop, low_pass

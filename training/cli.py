@@ -251,7 +251,8 @@ def _cold_start(run: Path) -> None:
 
 def _release(releases: Path) -> Bundle | None:
     """The release in service, if there is one."""
-    from embeddings.bundle import current_release, open_bundle
+    from embeddings.bundle_reader import open_bundle
+    from embeddings.releases import current_release
 
     name = current_release(releases)
     return open_bundle(releases / name) if name else None

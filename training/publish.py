@@ -17,11 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from embeddings.bundle import Golden, list_releases, open_bundle, point_to, write_bundle
+from embeddings.bundle_reader import open_bundle
+from embeddings.bundle_writer import write_bundle
 from embeddings.errors import BundleError, GateError
 from embeddings.features import Floats
+from embeddings.golden import Golden
 from embeddings.index import VectorIndex
 from embeddings.neighbours import nearest_items
+from embeddings.releases import list_releases, point_to
 from training.baselines import ItemKNN, Popularity
 from training.contenders import item_matrix, rank_baseline, rank_two_tower
 from training.dataset import Targets

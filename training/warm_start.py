@@ -20,10 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from embeddings.bundle import CURRENT, MANIFEST, current_release, open_bundle
+from embeddings.bundle_reader import open_bundle
 from embeddings.errors import DataError, InputError, NotFound, TrainingError
 from embeddings.features import FeatureSpec
 from embeddings.ids import UNKNOWN, IdMap, bucket
+from embeddings.manifest import MANIFEST
+from embeddings.releases import CURRENT, current_release
 from embeddings.two_tower import TowerConfig, TwoTower
 from training.about import CONFIG, DONE, FEATURES, ITEMS, TOWERS, About, Effort
 from training.config import parse_config

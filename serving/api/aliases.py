@@ -11,11 +11,18 @@ from starlette.responses import Response
 from embeddings.errors import NotFound
 from embeddings.schema import Id
 from serving.api.errors import documented, json_response
-from serving.api.models import AliasesOut
-from serving.api.users import UserPath
+from serving.api.fields import Body
+from serving.api.users import AliasOut, UserPath
 from serving.pipeline.engine import Engine
 
 AliasPath = Annotated[Id, Path(description="Another id of the person: a cookie, a device, an address.")]
+
+
+class AliasesOut(Body):
+    """A person, and every other id of theirs."""
+
+    user_id: str
+    aliases: list[AliasOut]
 
 
 def router(engine: Engine) -> APIRouter:

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from serving.api.errors import json_response
-from serving.api.models import MAX_BATCH, AuditPageOut
+from serving.api.fields import MAX_BATCH, Body
 from serving.pipeline.engine import Engine
 
 Name = Annotated[str | None, Query(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
+
+
+class AuditEntryOut(Body):
+    """Who changed what; `by` is the id of a key, `before` and `after` are None where nothing was, `why` if nobody said."""
+
+    version: int
+    at: datetime
+    by: str
+    action: Literal["create", "update", "delete"]
+    kind: str
+    id: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    why: str | None
+
+
+class AuditPageOut(Body):
+    """Changes, the latest first; `next` is the `below` of the page after it."""
+
+    entries: list[AuditEntryOut]
+    next: int | None
 
 
 def router(engine: Engine) -> APIRouter:

@@ -13,7 +13,7 @@ from embeddings.schema import Id, Label
 from serving import metrics
 from serving.api.direct import DirectRoute
 from serving.api.errors import documented, json_response
-from serving.api.models import Body, Context, Deadline, Explain
+from serving.api.fields import Body, Context, Deadline, Explain
 from serving.pipeline.alerts import AlertsQuery
 from serving.pipeline.deciding import REASONS, Decided, DecisionQuery
 from serving.pipeline.engine import Engine

@@ -16,7 +16,7 @@ from embeddings.errors import Conflict, InputError, NotFound
 from embeddings.schema import Id
 from serving.api.access import Caller
 from serving.api.errors import documented, json_response
-from serving.api.models import Body
+from serving.api.fields import Body
 from serving.pipeline.engine import Engine
 from serving.policy.compiled import KINDS
 from serving.policy.kinds import Kind

@@ -4,17 +4,54 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 from fastapi import APIRouter
+from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from embeddings.schema import Event
+from embeddings.schema import Event, Moment
 from serving import metrics
 from serving.api.errors import RESPONSES, json_response
-from serving.api.models import AcceptedOut, EventBatch, EventsIn
+from serving.api.fields import MAX_BATCH, Body
 from serving.pipeline.engine import Engine
 from serving.store import Appended
+
+
+class EventIn(Event):
+    """One event; without a timestamp it happened now."""
+
+    timestamp: Moment = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class EventBatch(Body):
+    """Several events, all of them or none."""
+
+    events: Annotated[list[EventIn], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+def _shape(body: Any) -> str:
+    return "batch" if isinstance(body, dict) and "events" in body else "single"
+
+
+EventsIn = Annotated[
+    Annotated[EventBatch, Tag("batch")] | Annotated[EventIn, Tag("single")],
+    Discriminator(_shape),
+]
+
+
+class AcceptedOut(Body):
+    """Events that are durable now.
+
+    `erased` are events of people who were erased after they happened; they are not stored. It is left out when there are
+    none.
+    """
+
+    accepted: int
+    duplicates: int
+    event_ids: list[str]
+    erased: int = 0
 
 
 def router(engine: Engine) -> APIRouter:

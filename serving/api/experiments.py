@@ -14,7 +14,8 @@ from embeddings.schema import Name
 from serving.analysis.results import ACTIVITY, results
 from serving.api.documents import DocumentPath
 from serving.api.errors import documented, json_response
-from serving.api.models import Body, IntervalOut, SideOut
+from serving.api.fields import Body
+from serving.api.previews import IntervalOut, SideOut
 from serving.pipeline.engine import Engine
 from serving.pipeline.estimates import variants_estimated
 from serving.policy.experiments import Metric, State, parse_experiment

@@ -5,17 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Query
+from fastapi import APIRouter, Path, Query
+from fastapi import Body as JsonBody
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from embeddings.errors import NotFound
 from embeddings.schema import Id, Item, parse
 from serving.api.errors import documented, json_response
-from serving.api.models import MAX_BATCH, ItemIn, ItemPageOut, ItemsIn, UpsertedOut
+from serving.api.fields import MAX_BATCH, Body
 from serving.pipeline.engine import Engine
 
 ItemPath = Annotated[Id, Path(description="The application's id of the item.")]
+
+
+class ItemIn(Item):
+    """An item whose id stands in the path."""
+
+    item_id: SkipJsonSchema[str] = Field(default="", max_length=0)
+
+
+class ItemsIn(Body):
+    """Items to insert or replace."""
+
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class UpsertedOut(Body):
+    """How many rows were written."""
+
+    upserted: int
+
+
+class ItemPageOut(Body):
+    """Items in the order of their ids."""
+
+    items: list[Item]
+    next: str | None
 
 
 def router(engine: Engine) -> APIRouter:
@@ -51,7 +79,7 @@ def router(engine: Engine) -> APIRouter:
         return json_response(item.model_dump(mode="json"))
 
     @routes.put("/{item_id}", response_model=Item)
-    async def put(item_id: ItemPath, body: Annotated[ItemIn, Body()]) -> Response:
+    async def put(item_id: ItemPath, body: Annotated[ItemIn, JsonBody()]) -> Response:
         """Insert or replace one item."""
         item = parse(Item, body.model_dump(exclude_unset=True) | {"item_id": item_id})
         await run_in_threadpool(write, [item])

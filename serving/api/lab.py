@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -12,20 +14,98 @@ from embeddings.errors import InputError
 from serving.api.access import Caller
 from serving.api.documents import DocumentPath, Reason
 from serving.api.errors import documented, json_response
-from serving.api.models import (
-    DraftIn,
-    DraftListOut,
-    DraftOut,
-    RampIn,
-    RuleChangedOut,
-    SimulationIn,
-    SimulationOut,
-    StepIn,
-)
+from serving.api.fields import Body
+from serving.api.previews import ComparedOut
 from serving.pipeline.drafts import Draft, Drafts
 from serving.pipeline.engine import Engine
 from serving.policy.rules import RULES, Rule
 from serving.store import Document
+
+
+class FiredOut(Body):
+    """On how many of the replayed requests a rule was in force: `current` without the draft, `draft` with it."""
+
+    rule: str
+    current: int
+    draft: int
+
+
+class ConflictOut(Body):
+    """Two rules, and what is wrong with them together."""
+
+    rule: str
+    other: str
+    text: str
+
+
+class SimulationOut(ComparedOut):
+    """What the draft of a rule moves; `never` are rules that were in force on none of the requests."""
+
+    rule: str
+    fired: list[FiredOut]
+    never: list[str]
+    conflicts: list[ConflictOut]
+
+
+class SimulationIn(Body):
+    """How much is asked again."""
+
+    requests: Annotated[int, Field(ge=1, le=1000, strict=True, description="At most so many logged requests.")] = 200
+    seconds: Annotated[float, Field(gt=0, le=8, description="Not longer than this.")] = 4.0
+
+
+class DraftIn(Body):
+    """A rule as it would stand; null to remove the one of that id."""
+
+    rule: Annotated[dict[str, Any] | None, Field(description="The rule, as it would be stored.")]
+
+
+class DraftOut(Body):
+    """A draft, and how far it is.
+
+    `author` wrote it as it is, `approved_by` is whoever else agreed to just that. `share` of the people get the rule, null
+    before it is released. `needs_approval`: it cannot be released before somebody else agrees. `difference` is what it
+    changes of the rule in force, by field.
+    """
+
+    id: str
+    rule: dict[str, Any] | None
+    author: str
+    approved_by: str | None
+    share: float | None
+    needs_approval: bool
+    difference: dict[str, dict[str, Any]]
+    version: int
+    updated_at: datetime
+    updated_by: str
+
+
+class DraftListOut(Body):
+    """All drafts, by id."""
+
+    drafts: list[DraftOut]
+
+
+class StepIn(Body):
+    """What is said about a step."""
+
+    reason: Annotated[str | None, Field(min_length=1, max_length=500, description="Why; it goes into the audit.")] = (
+        None
+    )
+
+
+class RampIn(StepIn):
+    """To how many of the people, always the same; more are added, and nobody drops out."""
+
+    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+
+
+class RuleChangedOut(Body):
+    """The rule that is in force after a change, null where there is none."""
+
+    id: str
+    rule: dict[str, Any] | None
+    version: int
 
 
 def router(engine: Engine) -> APIRouter:
@@ -98,7 +178,7 @@ def router(engine: Engine) -> APIRouter:
         """Ask the latest logged requests again, as they are and with the draft, and look for rules at odds with it."""
         draft = (await run_in_threadpool(drafts.get, id))[1]
         rule = admitted(id, None if draft.rule is None else dict(draft.rule))
-        return json_response(await engine.simulate(id, rule, requests=body.requests, seconds=body.seconds))
+        return json_response(await engine.aside.simulate(id, rule, requests=body.requests, seconds=body.seconds))
 
     @routes.post("/v1/drafts/{id}/approve", response_model=DraftOut, responses=documented(404, 409))
     async def approve(id: DocumentPath, body: StepIn, by: Caller) -> Response:  # noqa: A002

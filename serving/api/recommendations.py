@@ -4,18 +4,133 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
+from embeddings.schema import Id, Item
 from serving import metrics
 from serving.api.direct import DirectRoute
 from serving.api.errors import documented, json_response
-from serving.api.models import AnswerOut, RankingsIn, RecommendationsIn, SimilarIn
+from serving.api.fields import MAX_BATCH, Body, Context, Deadline, Exclude, Explain, Fields, Filter, K, Page, WhatIf
 from serving.pipeline.engine import Engine
 from serving.pipeline.page import PageAnswer, slot_name
 from serving.pipeline.query import Answer, Query, Recommended
+
+
+class RecommendationsIn(Body):
+    """A person asks for a list."""
+
+    user_id: Id
+    placement: Id = "default"
+    k: K = None
+    context: Context = {}
+    filter: Filter = None
+    exclude: Exclude = []
+    anchor: Annotated[
+        Id | None,
+        Field(
+            description="The item that a placement such as `because_you_watched` starts from; by default the latest."
+        ),
+    ] = None
+    page: Page = None
+    personalized: Annotated[bool, Field(strict=True, description="False gives everybody's list.")] = True
+    explain: WhatIf = False
+    fields: Fields = False
+    deadline_ms: Deadline = None
+
+
+class SimilarIn(Body):
+    """An item asks for its like; with `user_id`, what that person has consumed is left out."""
+
+    item_id: Id
+    user_id: Id | None = None
+    placement: Id = "similar"
+    k: K = None
+    context: Context = {}
+    filter: Filter = None
+    exclude: Exclude = []
+    page: Page = None
+    explain: Explain = False
+    fields: Fields = False
+    deadline_ms: Deadline = None
+
+
+class RankingsIn(Body):
+    """The caller's own list, to be put in the person's order."""
+
+    user_id: Id
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_BATCH)]
+    placement: Id = "default"
+    context: Context = {}
+    explain: Explain = False
+    fields: Fields = False
+    deadline_ms: Deadline = None
+
+
+class ReasonOut(Body):
+    """Why an item is on the list."""
+
+    code: str
+    text: str
+    item_id: str | None
+    rule_id: str | None
+
+
+class RecommendedOut(Body):
+    """One item of the answer."""
+
+    item_id: str
+    score: float
+    position: int
+    reasons: list[ReasonOut]
+    item: Item | None = None
+
+
+class AnchorOut(Body):
+    """The item that a list starts from; `event_type` is what the person did with it, if that is why."""
+
+    item_id: str
+    title: str
+    event_type: str | None
+
+
+class CounterfactualOut(Body):
+    """The list without one thing: an event (by its item), a rule, the item of a place, or everything known of the person.
+
+    `items` is that list; `entered` and `left` are the difference, `moved` counts those on both that stand elsewhere.
+    """
+
+    kind: Literal["event", "rule", "place", "person"]
+    id: str
+    text: str
+    items: list[str]
+    entered: list[str]
+    left: list[str]
+    moved: int
+    same: bool
+
+
+class AnswerOut(Body):
+    """A list, with everything needed to account for it.
+
+    `unserved` says of sources and values of the placement why this release or catalogue cannot serve them.
+    """
+
+    recommendation_id: str
+    model_version: str
+    policy_version: int
+    experiment: dict[str, str]
+    degraded: list[str]
+    items: list[RecommendedOut]
+    next_page: str | None
+    anchor: AnchorOut | None = None
+    unserved: dict[str, str] = {}
+    unknown: list[str] = []
+    trace: dict[str, Any] | None = None
+    counterfactuals: list[CounterfactualOut] = []
 
 
 def router(engine: Engine) -> APIRouter:
@@ -66,7 +181,7 @@ async def answer(engine: Engine, query: Query, *, page: str | None = None, what_
     count(found)
     body = encoded(found, query)
     if what_if:
-        body["counterfactuals"] = await engine.counterfactuals(query, found)
+        body["counterfactuals"] = await engine.aside.counterfactuals(query, found)
     return json_response(body)
 
 

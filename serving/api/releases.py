@@ -3,22 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from datetime import datetime
+from typing import Annotated, Literal, TypeVar
 
-from fastapi import APIRouter, Body, Path
+from fastapi import APIRouter, Path
+from fastapi import Body as JsonBody
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from embeddings.schema import Id
 from serving.api.access import Caller
 from serving.api.errors import documented, json_response
-from serving.api.models import ReleaseOut, ReleasesOut, RollbackIn, RolledBackOut
+from serving.api.fields import Body
 from serving.pipeline.engine import Engine
 from serving.pipeline.releases import Mode
 from serving.pipeline.trial import Share
 
 T = TypeVar("T")
 NamePath = Annotated[Id, Path(description="The name of the release.")]
+
+
+class ReleaseOut(Body):
+    """A release; `share` and `goal` of a trial, `reason` of a withdrawal, `problem`: what is wrong with it."""
+
+    name: str
+    state: Literal["current", "canary", "shadow", "withdrawn", "idle"]
+    share: float | None
+    goal: str | None
+    reason: str | None
+    changed_at: datetime | None
+    created_at: datetime | None
+    items: int | None
+    metrics: dict[str, dict[str, float]]
+    problem: str | None
+
+
+class ArmOut(Body):
+    """What one arm of a canary did on the replica that was asked; null without answers."""
+
+    answers: int
+    error_rate: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    successes: int
+    success_rate: float | None
+
+
+class DifferenceOut(Body):
+    """How the lists of a shadow differ from those that went out, as means over the compared requests."""
+
+    compared: int
+    dropped: int
+    failed: int
+    overlap: float | None
+    rank_biased_overlap: float | None
+
+
+class TrialOut(Body):
+    """The trial under way on the replica that was asked."""
+
+    name: str
+    mode: Literal["canary", "shadow"]
+    share: float
+    goal: str
+    control: ArmOut | None = None
+    canary: ArmOut | None = None
+    difference: DifferenceOut | None = None
+
+
+class ReleasesOut(Body):
+    """All releases, newest first, and the trial under way."""
+
+    serving: str | None
+    releases: list[ReleaseOut]
+    trial: TrialOut | None
+
+
+class RolledBackOut(Body):
+    """Which release was withdrawn, and which one is current now."""
+
+    withdrawn: str
+    current: str
+
+
+class RollbackIn(Body):
+    """Why; it goes into the audit."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=500)] = "rolled back by hand"
 
 
 def router(engine: Engine) -> APIRouter:
@@ -68,12 +140,12 @@ def router(engine: Engine) -> APIRouter:
         return await described(name)
 
     @routes.post("/{name}/canary", response_model=ReleaseOut, responses=documented(404, 409))
-    async def canary(name: NamePath, body: Annotated[Share, Body()], by: Caller) -> Response:
+    async def canary(name: NamePath, body: Annotated[Share, JsonBody()], by: Caller) -> Response:
         """Let a release answer a share of the people; it is withdrawn by itself if it does worse than the current one."""
         return await tried(name, "canary", body, by)
 
     @routes.post("/{name}/shadow", response_model=ReleaseOut, responses=documented(404, 409))
-    async def shadow(name: NamePath, body: Annotated[Share, Body()], by: Caller) -> Response:
+    async def shadow(name: NamePath, body: Annotated[Share, JsonBody()], by: Caller) -> Response:
         """Compute a share of the requests on a release too, after their answers, and compare the lists."""
         return await tried(name, "shadow", body, by)
 

@@ -13,7 +13,7 @@ from embeddings.errors import NotFound
 from embeddings.replenishment import DAY_S
 from embeddings.schema import Id
 from serving.api.errors import documented, json_response
-from serving.api.models import MAX_BATCH, Body
+from serving.api.fields import MAX_BATCH, Body
 from serving.pipeline.engine import Engine
 from serving.pipeline.replenishment import Repeat, due, moment_of, repeats
 from serving.pipeline.snapshot import Snapshot

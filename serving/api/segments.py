@@ -2,19 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from embeddings.errors import NotFound
 from serving.api.documents import DocumentPath
 from serving.api.errors import documented, json_response
-from serving.api.models import MAX_BATCH, ClustersIn, ClustersOut, MembersOut, UserSegmentsOut
-from serving.api.users import UserPath
+from serving.api.fields import MAX_BATCH, Body
+from serving.api.users import UserPath, known_person
 from serving.pipeline.engine import Engine
 from serving.pipeline.segmentation import clusters, members, segments_of
+
+
+class UserSegmentsOut(Body):
+    """The segments that a person is in."""
+
+    user_id: str
+    segments: list[str]
+
+
+class MembersOut(Body):
+    """People of a segment among those that were looked at; `next` is the `after` of the page after it."""
+
+    segment: str
+    user_ids: list[str]
+    looked_at: int
+    next: str | None
+
+
+class ClustersIn(Body):
+    """How many groups, of how many of the people who were active last."""
+
+    count: Annotated[int, Field(ge=2, le=30, strict=True)] = 8
+    people: Annotated[int, Field(ge=10, le=5000, strict=True)] = 1000
+
+
+class ClusterOut(Body):
+    """A group of people, named by what is over-represented in what they do.
+
+    `segment` is a document that holds the group; `agreement` is how well: people in both of those in either.
+    """
+
+    name: str
+    people: int
+    share: float
+    agreement: float
+    segment: dict[str, Any]
+
+
+class ClustersOut(Body):
+    """Groups of people, the largest first."""
+
+    people: int
+    clusters: list[ClusterOut]
 
 
 def router(engine: Engine) -> APIRouter:
@@ -40,9 +84,7 @@ def router(engine: Engine) -> APIRouter:
     @routes.get("/v1/users/{user_id}/segments", response_model=UserSegmentsOut, responses=documented(404))
     async def of_user(user_id: UserPath) -> Response:
         """The segments that a person is in now."""
-        profile = await run_in_threadpool(store.profiles.get, user_id)
-        if profile is None:
-            raise NotFound(f"unknown user '{user_id}'", field="user_id")
+        profile = await run_in_threadpool(known_person, engine, user_id)
         found = await run_in_threadpool(segments_of, engine.snapshot, profile)
         return json_response({"user_id": profile.user_id, "segments": found})
 

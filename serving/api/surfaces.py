@@ -1,21 +1,61 @@
-"""Surfaces: whole pages in one call, and what a change of a placement would move."""
+"""Surfaces: whole pages in one call."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
-from embeddings.errors import InputError
-from serving.api.documents import DocumentPath
+from embeddings.schema import Id
 from serving.api.errors import documented, json_response
-from serving.api.models import EstimateIn, EstimateOut, PageIn, PageOut, PreviewIn, PreviewOut
-from serving.api.recommendations import count, encoded_items
+from serving.api.fields import Body, Context, Deadline, Exclude, Explain, Fields
+from serving.api.recommendations import AnchorOut, RecommendedOut, count, encoded_items
 from serving.pipeline.engine import Engine
 from serving.pipeline.page import PageAnswer, PageQuery
-from serving.policy.placements import PLACEMENTS, Placement
+
+
+class PageIn(Body):
+    """A person opens a page; which shelves it has, and what else, is said by the layout of that name."""
+
+    user_id: Id
+    page: Annotated[Id, Field(description="Name of the layout.")] = "home"
+    item_id: Annotated[Id | None, Field(description="The item that the page is about, on a product page.")] = None
+    context: Context = {}
+    exclude: Exclude = []
+    personalized: Annotated[bool, Field(strict=True, description="False gives everybody's page.")] = True
+    explain: Explain = False
+    fields: Fields = False
+    deadline_ms: Deadline = None
+
+
+class SlotOut(Body):
+    """One slot of the page, top to bottom; `content` is what was decided for a content or an alert."""
+
+    id: str
+    type: Literal["shelf", "content", "alert", "tile"]
+    pinned: bool
+    title: str | None
+    placement: str | None = None
+    anchor: AnchorOut | None = None
+    items: list[RecommendedOut] = []
+    content: dict[str, Any] | None = None
+    unserved: dict[str, str] = {}
+
+
+class PageOut(Body):
+    """A page. Positions of items run through all shelves; events echo them with the `recommendation_id` of the page."""
+
+    recommendation_id: str
+    page: str
+    model_version: str
+    policy_version: int
+    experiment: dict[str, str]
+    degraded: list[str]
+    slots: list[SlotOut]
+    trace: dict[str, Any] | None = None
 
 
 def router(engine: Engine) -> APIRouter:
@@ -28,47 +68,6 @@ def router(engine: Engine) -> APIRouter:
         found = await engine.page(PageQuery(now=datetime.now(UTC), **dict(body)))
         count(found)
         return json_response(encoded(found))
-
-    @routes.post(
-        "/v1/placements/{id}/preview",
-        response_model=PreviewOut,
-        responses=documented(429),
-        tags=["placements"],
-        summary="What a change would move",
-    )
-    async def preview(id: DocumentPath, body: PreviewIn) -> Response:  # noqa: A002 - the name that it has in every document
-        """Ask the latest logged requests of a placement again, as it is and as the draft would have it; stores nothing."""
-        return json_response(
-            await engine.preview(draft_of(id, body.placement), requests=body.requests, seconds=body.seconds)
-        )
-
-    @routes.post(
-        "/v1/placements/{id}/estimate",
-        response_model=EstimateOut,
-        responses=documented(429),
-        tags=["placements"],
-        summary="What a change would bring",
-    )
-    async def estimate(id: DocumentPath, body: EstimateIn) -> Response:  # noqa: A002
-        """Judge a draft by the log of answers that left something to chance (`exploration`); shows nobody anything."""
-        found = await engine.estimate(
-            draft_of(id, body.placement),
-            event_type=body.reward,
-            by_value=body.by_value,
-            requests=body.requests,
-            seconds=body.seconds,
-        )
-        return json_response(found)
-
-    def draft_of(name: str, raw: dict[str, Any]) -> Placement:
-        """The draft of a placement; raises `InputError` with the path in the body."""
-        if raw.get("id", name) != name:
-            raise InputError(f"placement.id: '{raw['id']}' is not the '{name}' of the path", field="placement.id")
-        attributes = engine.snapshot.catalogue.attributes
-        try:
-            return engine.policy.admit(PLACEMENTS, {**raw, "id": name}, item_attributes=attributes)
-        except InputError as error:
-            raise InputError(f"placement.{error.message}", field=f"placement.{error.field}") from None
 
     return routes
 

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from serving import metrics
 from serving.api.errors import json_response
-from serving.api.models import HealthOut, InfoOut, ReadyOut
+from serving.api.fields import Body
 from serving.pipeline.engine import Engine
+
+
+class InfoOut(Body):
+    """What is in service."""
+
+    model_version: str
+    policy_version: int
+    items: int
+    topology: Literal["fused", "chained"]
+
+
+class HealthOut(Body):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class ReadyOut(Body):
+    """Whether recommendations can be served."""
+
+    ready: bool
+    model_version: str | None
 
 
 def router(engine: Engine) -> APIRouter:

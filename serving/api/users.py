@@ -1,48 +1,123 @@
-"""Users: people, what they are known by, and how to forget them."""
+"""Users: people, and what is known of them."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from embeddings.errors import NotFound
-from embeddings.schema import PURPOSES, Id, User, allows
+from embeddings.schema import PURPOSES, Attributes, Consent, Event, Id, User, allows
 from serving.api.errors import NOT_KEPT, documented, json_response
-from serving.api.models import (
-    MAX_BATCH,
-    ErasedOut,
-    EraseIn,
-    PersonOut,
-    ProfileOut,
-    ReceiptIn,
-    UpsertedOut,
-    UserIn,
-    UserOut,
-    UserPageOut,
-    UsersIn,
-    VerifiedOut,
-)
+from serving.api.fields import MAX_BATCH, Body
+from serving.api.items import UpsertedOut
 from serving.pipeline.engine import Engine
-from serving.pipeline.erasure import erase
 from serving.pipeline.portrait import Portrait, everything
 from serving.store.persons import Profile, UserSummary
 
 UserPath = Annotated[Id, Path(description="The application's id of the person.")]
 
 
+class UsersIn(Body):
+    """People to insert or replace."""
+
+    users: Annotated[list[User], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class UserIn(Body):
+    """Attributes of one person, replacing those before, and what they say about consent, beside what they said before."""
+
+    attributes: Attributes = {}
+    consent: Consent = {}
+
+
+class ConsentOut(Body):
+    """What a person allows; they allow what they never spoke about."""
+
+    personalization: bool
+    analytics: bool
+    marketing: bool
+
+
+class UserOut(Body):
+    """A person in a list."""
+
+    user_id: str
+    attributes: dict[str, Any]
+    consent: ConsentOut
+    events: int
+    last_seen: datetime | None
+
+
+class UserPageOut(Body):
+    """People, the most recently active first."""
+
+    users: list[UserOut]
+    next: str | None
+
+
+class AliasOut(Body):
+    """Another id of a person, and since when it is one."""
+
+    alias: str
+    created_at: datetime
+
+
+class HistoryOut(Body):
+    """One remembered event."""
+
+    item_id: str
+    title: str
+    event_type: str
+    timestamp: datetime
+    value: float | None
+
+
+class ProfileOut(UserOut):
+    """Everything the service remembers of a person; `summary` says it in plain words.
+
+    `interests` are categories of what they touched, `segments` those they are in, `answers` what the log says they were
+    shown, `messages` the batches that hold a message for them.
+    """
+
+    summary: list[str]
+    aliases: list[AliasOut]
+    interests: list[str]
+    segments: list[str]
+    answers: int
+    last_answer: datetime | None
+    messages: list[str]
+    history: list[HistoryOut]
+
+
+class ContactOut(Body):
+    """A content or an alert that was shown, under the name that it counts by; `subject` says what it was about."""
+
+    counted: str
+    subject: str
+    at: datetime
+
+
+class PersonOut(ProfileOut):
+    """The same with every event, whether lists look at it or not, every answer of the decision log, and every contact.
+
+    A contact says what was shown and may not come too often.
+    """
+
+    all_events: list[Event]
+    all_answers: list[dict[str, Any]]
+    all_contacts: list[ContactOut]
+
+
 def router(engine: Engine) -> APIRouter:
     """Routes of users."""
     routes = APIRouter(prefix="/v1/users", tags=["users"])
-
-    def known(user_id: str) -> Profile:
-        profile = engine.store.profiles.get(user_id)
-        if profile is None:
-            raise NotFound(f"unknown user '{user_id}'", field="user_id")
-        return profile
+    known = partial(known_person, engine)
 
     def titles(item_ids: set[str]) -> dict[str, str]:
         if not engine.ready:
@@ -93,29 +168,6 @@ def router(engine: Engine) -> APIRouter:
         pieces = everything(engine.store, whole, user_id)
         return StreamingResponse(pieces, media_type="application/json", headers=NOT_KEPT)
 
-    @routes.delete("/{user_id}", response_model=ErasedOut, responses=documented(404))
-    async def delete(user_id: UserPath) -> Response:
-        """Forget a person who is known; the same as `erase`."""
-
-        def forget() -> dict[str, Any]:
-            known(user_id)
-            return gone(user_id)
-
-        return json_response(await run_in_threadpool(forget))
-
-    @routes.post("/{user_id}/erase", response_model=ErasedOut)
-    async def erase_person(user_id: UserPath, body: EraseIn) -> Response:
-        """Forget the person behind an id, also one who is hardly known, and return a signed receipt of what went.
-
-        Profile, consent, aliases, events, answers of the decision log, messages that wait, and rows of exports, so that the
-        next training does not have them. Events that happened before and arrive later are not stored.
-        """
-        return json_response(await run_in_threadpool(gone, user_id, body.reason))
-
-    def gone(user_id: str, reason: str | None = None) -> dict[str, Any]:
-        receipt = erase(engine.store, engine.effects, user_id, reason=reason)
-        return {"user_id": user_id, "erased_events": receipt["removed"]["events"], "receipt": receipt}
-
     def portrait(user_id: str) -> dict[str, Any]:
         found = known(user_id)
         drawn = Portrait.of(engine.store, found, engine.snapshot if engine.ready else None)
@@ -144,17 +196,12 @@ def router(engine: Engine) -> APIRouter:
     return routes
 
 
-def receipts(engine: Engine) -> APIRouter:
-    """The route of receipts."""
-    routes = APIRouter(prefix="/v1/receipts", tags=["users"])
-
-    @routes.post("/verify", response_model=VerifiedOut)
-    async def verify(body: ReceiptIn) -> Response:
-        """Whether a receipt of an erasure is one of this service's, and nothing in it was changed."""
-        valid = await run_in_threadpool(engine.store.receipts.verify, body.model_dump())
-        return json_response({"valid": valid})
-
-    return routes
+def known_person(engine: Engine, user_id: str) -> Profile:
+    """The person behind an id; raises `NotFound` for one of whom nothing is known."""
+    profile = engine.store.profiles.get(user_id)
+    if profile is None:
+        raise NotFound(f"unknown user '{user_id}'", field="user_id")
+    return profile
 
 
 def _summary(user: UserSummary) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from pathlib import Path
 import psutil
 from sqlalchemy import make_url, text
 
-from embeddings.bundle import Bundle, current_release, list_releases, open_bundle
+from embeddings.bundle import Bundle
+from embeddings.bundle_reader import open_bundle
 from embeddings.errors import BespokeError, BundleError, ConfigError, Damaged, StoreError
+from embeddings.releases import current_release, list_releases
 from serving.doctor.finding import Findings, ok, problem, warning
 from serving.doctor.machine import existing
 from serving.settings import Settings

@@ -1,12 +1,14 @@
 """A circuit breaker: what fails again and again is left alone for a while, then tried with a single request.
 
 Closed, everything passes. After a few failures in a row it opens and nothing passes; when the cooling time is over one
-request is let through, and its outcome closes the circuit or opens it again. To be used from one thread, the event loop's.
+request is let through, and its outcome closes the circuit or opens it again. Outcomes are told by one thread, the event
+loop's; any thread may ask.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 
@@ -31,6 +33,7 @@ class Circuit:
         self._clock = clock
         self._failures = 0
         self._retry_at = 0.0
+        self._asking = threading.Lock()
 
     @property
     def open(self) -> bool:
@@ -41,11 +44,12 @@ class Circuit:
         """Whether the next request may try; after the cooling time one may, the others wait for its outcome."""
         if not self.open:
             return True
-        now = self._clock()
-        if now < self._retry_at:
-            return False
-        self._retry_at = now + self.cooling_s
-        return True
+        with self._asking:
+            now = self._clock()
+            if now < self._retry_at:
+                return False
+            self._retry_at = now + self.cooling_s
+            return True
 
     def failed(self) -> None:
         """Count a failure; the last of too many opens the circuit, and each further one restarts the cooling time."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
-from serving.pipeline.ladder import Job, Ladder
+from serving.pipeline.job import Job
+from serving.pipeline.ladder import Ladder
 from serving.pipeline.live import Live
 from serving.pipeline.query import Query
 from serving.pipeline.reasons import VERBS

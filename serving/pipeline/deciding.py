@@ -27,8 +27,8 @@ from serving.pipeline.learning import Learned
 from serving.pipeline.query import Query, Reason
 from serving.pipeline.snapshot import Snapshot
 from serving.pipeline.work import Work
-from serving.policy.compiled import facts
 from serving.policy.contents import Content
+from serving.policy.facts import facts
 from serving.policy.layers import EXPERIMENTS
 from serving.store import Contact, Decision, Store
 from serving.store.lessons import FEATURES

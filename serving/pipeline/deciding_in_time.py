@@ -7,7 +7,8 @@ from typing import Any
 
 from serving.pipeline.alerts import alert_of, in_order
 from serving.pipeline.deciding import Contents, Decided, DecisionQuery
-from serving.pipeline.ladder import Job, Ladder
+from serving.pipeline.job import Job
+from serving.pipeline.ladder import Ladder
 from serving.pipeline.live import Live
 from serving.pipeline.page import Page
 from serving.pipeline.work import Work

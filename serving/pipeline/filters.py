@@ -10,7 +10,7 @@ from embeddings.ids import Rows
 from serving.pipeline.candidates import Mask
 from serving.pipeline.stage import Filter
 from serving.pipeline.work import Work
-from serving.policy import conditions
+from serving.policy import syntax
 
 
 class Unavailable(Filter):
@@ -98,7 +98,7 @@ class RequestFilter(Filter):
         """Rows that satisfy it."""
         assert work.query.filter is not None
         catalogue = work.catalogue
-        condition = conditions.parse(work.query.filter, known=catalogue.attributes, field="filter")
+        condition = syntax.parse(work.query.filter, known=catalogue.attributes, field="filter")
         return catalogue.mask_of(condition, work.seconds)
 
     def reason(self, work: Work, row: int) -> str:

@@ -16,19 +16,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
 from embeddings.errors import InputError, NotFound, StoreError
 from serving.logs import Outage
-from serving.pipeline.candidates import Candidates
+from serving.pipeline.attempt import Attempt
 from serving.pipeline.circuit import Circuit
 from serving.pipeline.fallback import demand_slate, plain_slate
+from serving.pipeline.job import LIMITS, Job
 from serving.pipeline.live import Live
 from serving.pipeline.pipeline import SECTIONS, run_section, skip_section
 from serving.pipeline.query import Query
 from serving.pipeline.stage import Section
+from serving.pipeline.wire import from_wire, to_wire
 from serving.pipeline.work import Work
 from serving.pipeline.workers import Ticket, Workers
 from serving.policy.layers import EXPERIMENTS
@@ -37,66 +39,11 @@ from serving.store import Profile, Store
 logger = logging.getLogger("bespoke.ladder")
 
 T = TypeVar("T")
-Part = Literal["profile", "retrieval", "ranking", "rules"]
 Call = Callable[[bytes], Awaitable[bytes]]
 CatchUp = Callable[[Live, int, int, float], None]
 Held = Callable[[str], Live | None]
 
 REFILLS = 3
-LIMITS: tuple[tuple[Part, float], ...] = (("profile", 1 / 3), ("ranking", 2 / 3))
-"""The share of the deadline after which a part that is not done is given up, and the request begun again without it."""
-
-
-class Job:
-    """One request under way; the thread that computes it notes where it is, the event loop reads that."""
-
-    __slots__ = (
-        "at",
-        "begun",
-        "deadline_s",
-        "hurry",
-        "live",
-        "profile",
-        "query",
-        "read",
-        "retrieved",
-        "since",
-        "snapshot",
-        "without",
-    )
-
-    def __init__(self, query: Query, live: Live, deadline_s: float, *, profile: Profile | None = None) -> None:
-        """With a `profile` at hand the store is not asked for it."""
-        self.query, self.live, self.deadline_s = query, live, deadline_s
-        self.begun = self.since = time.monotonic()
-        self.hurry = LIMITS[-1][1]
-        self.snapshot = live.snapshot
-        self.profile, self.read = profile, profile is not None
-        self.without: set[Part] = {"profile"} if self.read else set()
-        self.at: Part | Literal["queue"] = "queue"
-        self.retrieved: Candidates | None = None
-
-    def again(self, part: Part) -> Job:
-        """The same request without a part, and with the time that is left."""
-        job = Job(self.query, self.live, self.deadline_s)
-        job.begun, job.profile, job.read = self.begun, self.profile, self.read
-        job.without = self.without | {part}
-        job.hurry = (1.0 + max(share for _, share in LIMITS)) / 2  # it has only now begun to make up for what was lost
-        return job
-
-    def enter(self, part: Part) -> None:
-        """Note that a part begins."""
-        self.at, self.since = part, time.monotonic()
-
-    def left(self, share: float = 1.0) -> float:
-        """Seconds until a share of the deadline is over."""
-        return self.begun + share * self.deadline_s - time.monotonic()
-
-    def work(self, arms: Mapping[str, str] | None = None) -> Work:
-        """The request at its beginning, as far as it is known who asks; in given arms, or in those of the person."""
-        stranger = self.query.user_id is not None and not self.read
-        hurry_at = self.begun + self.hurry * self.deadline_s
-        return Work(self.query, self.snapshot, self.profile, stranger=stranger, hurry_at=hurry_at, arms=arms)
 
 
 class Ladder:
@@ -123,10 +70,12 @@ class Ladder:
         self.outage = Outage(logger, "a profile could not be read; answered as for a new person")
         self.catch_up, self.held = catch_up, held
 
-    async def climb(self, query: Query, live: Live, profile: Profile | None = None) -> Work:
+    async def climb(
+        self, query: Query, live: Live, profile: Profile | None = None, *, attempt: Attempt | None = None
+    ) -> Work:
         """Answer on the highest rung that holds. Raises `InputError`, and whatever a filter raises."""
         asked = self.deadline_s if query.deadline_ms is None else min(self.deadline_s, query.deadline_ms / 1e3)
-        return await self.run(Job(query, live, asked, profile=profile))
+        return await self.run(Job(query, live, asked, profile=profile, attempt=attempt))
 
     async def run(self, job: Job) -> Work:
         """The same for a request that was made elsewhere."""
@@ -136,14 +85,11 @@ class Ladder:
             return self._demand(job, "retrieval")
         if self.sections is not None:
             return await self._far(job, self.sections)
-        for section, circuit in job.live.circuits.items():
-            if not circuit.allows():
-                job.without.add(section)
         job, work = await self.in_time(job, self._compute)
         if work is None:
             return self._demand(job, job.at)
         for section, circuit in job.live.circuits.items():
-            if section not in job.without:
+            if not job.lacks(section):
                 circuit.failed() if section == "ranking" and "ranker" in work.degraded else circuit.succeeded()
         return work
 
@@ -154,7 +100,7 @@ class Ladder:
             return self._demand(job, job.at)
         work = found
         for _ in range(REFILLS):
-            payload = work.to_wire()
+            payload = to_wire(work)
             for section in SECTIONS:
                 reply = await self.ask(job, section, sections[section], payload)
                 if reply is not None:
@@ -162,13 +108,13 @@ class Ladder:
                     continue
                 if section == "retrieval":
                     return self._demand(job, section)
-                work = Work.from_wire(orjson.loads(payload), job.snapshot)
+                work = from_wire(orjson.loads(payload), job.snapshot)
                 skip_section(section, work)
                 if section == "rules":
                     plain_slate(work)
                     return work
-                payload = work.to_wire()
-            work = Work.from_wire(orjson.loads(payload), job.snapshot)
+                payload = to_wire(work)
+            work = from_wire(orjson.loads(payload), job.snapshot)
             if work.complete or work.late:
                 break
             work.again()
@@ -202,6 +148,7 @@ class Ladder:
         for part, share in (*LIMITS, (None, 1.0)):
             try:
                 if await ticket.finished(job.left(share)):
+                    _settle(job)
                     return job, self._result(job, ticket)
             except asyncio.CancelledError:  # the client went away; a thread that hangs must be noticed all the same
                 self.workers.give_up_later(ticket, self.hang_s)
@@ -214,6 +161,7 @@ class Ladder:
             self._give_up(job, ticket)
         else:  # it only came late; if it should hang after all, somebody has to notice
             asyncio.get_running_loop().call_later(self.hang_s, self._give_up, job, ticket)
+        _settle(job)
         return job, None
 
     def _result(self, job: Job, ticket: Ticket[T]) -> T | None:
@@ -257,6 +205,7 @@ class Ladder:
     def begin(self, job: Job) -> Work:
         """In a thread: who asks, on a replica that is level with what the store acknowledged."""
         query = job.query
+        revision = version = 0
         if "profile" not in job.without:
             job.enter("profile")
             try:
@@ -266,9 +215,13 @@ class Ladder:
                 self.outage.failed()
             else:
                 self.outage.over()
-                if revision > job.snapshot.revision or version > job.snapshot.policy.version:
-                    self.catch_up(job.live, revision, version, job.left(LIMITS[0][1]))
-                    job.snapshot = job.live.snapshot
+        if job.attempt is not None:
+            person = job.profile.user_id if job.profile is not None else ""
+            job.arm, live = job.attempt.arm_of(None if job.stranger else person or query.user_id)
+            job.go_on(live)
+        if revision > job.snapshot.revision or version > job.snapshot.policy.version:
+            self.catch_up(job.live, revision, version, job.left(LIMITS[0][1]))
+            job.go_on(job.live)
         if query.similar_to is not None and job.snapshot.catalogue.row(query.similar_to) < 0:
             raise NotFound(f"unknown item '{query.similar_to}'", field="item_id")
         if query.anchor is not None and not query.shown and job.snapshot.catalogue.row(query.anchor) < 0:
@@ -288,7 +241,7 @@ class Ladder:
         release = experiments.changes(kept).release
         live = None if release is None else self.held(release)
         if live is not None and live is not job.live:
-            job.live, job.snapshot = live, live.snapshot
+            job.go_on(live)
         elif len(kept) == len(work.arms):
             return work
         return job.work(kept)
@@ -296,7 +249,9 @@ class Ladder:
     def _compute(self, job: Job) -> Work:
         """In a thread: the whole pipeline."""
         work = self.begin(job)
-        if "retrieval" in job.without:
+        if job.closed is None:
+            job.closed = {section for section, circuit in job.live.circuits.items() if not circuit.allows()}
+        if job.lacks("retrieval"):
             work.degrade("retrieval")
             demand_slate(work)
             return work
@@ -305,7 +260,7 @@ class Ladder:
                 if section == "ranking":
                     job.retrieved = work.candidates
                 job.enter(section)
-                if section not in job.without:
+                if not job.lacks(section):
                     run_section(section, work)
                     continue
                 skip_section(section, work)
@@ -315,3 +270,9 @@ class Ladder:
                 break
             work.again()
         return work
+
+
+def _settle(job: Job) -> None:
+    """Tell the attempt which arm it is in; of a thread that was given up nobody wants to know."""
+    if job.attempt is not None:
+        job.attempt.arm = job.arm

@@ -29,7 +29,7 @@ from serving.pipeline.engine import Engine
 from serving.pipeline.query import Query
 from serving.pipeline.replenishment import due, moment_of
 from serving.pipeline.work import Work
-from serving.policy import conditions
+from serving.policy import syntax
 from serving.policy.conditions import Condition
 from serving.policy.contact import Cap, Quiet
 from serving.policy.rules import FACTS
@@ -136,7 +136,7 @@ class Campaign(BaseModel):
         """The filter, read; raises `InputError` for one that is none."""
         if self.filter is None:
             return None
-        return conditions.parse(self.filter, known=FACTS, field="filter", behaviour=True)
+        return syntax.parse(self.filter, known=FACTS, field="filter", behaviour=True)
 
 
 @dataclass(frozen=True, kw_only=True)

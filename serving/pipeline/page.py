@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from embeddings.errors import NotFound
@@ -18,13 +18,9 @@ from serving.pipeline.effects import found_by, logged_as
 from serving.pipeline.pipeline import trace_of
 from serving.pipeline.query import Anchor, Query, Recommended
 from serving.pipeline.reasons import VERBS
-from serving.pipeline.snapshot import Snapshot
-from serving.pipeline.work import Place, Work, encoded, query_from
+from serving.pipeline.work import Place, Work
 from serving.policy.layouts import AlertSlot, ContentSlot, Layout, Shelf, Slot, Tile, placeholders
 from serving.store import Decision
-
-MARK = b'{"page":'
-"""How a page begins on the wire, where a list begins otherwise."""
 
 LOOKING = "are looking at"
 ASKED = ("item_id", "context", "exclude", "personalized")
@@ -230,46 +226,6 @@ class Page:
                 return ShownSlot(id=slot.id, type="tile", pinned=slot.pinned, title=slot.title or None)
             case ContentSlot() | AlertSlot():
                 return ShownSlot(id=slot.id, type=slot.type, pinned=slot.pinned, content=self.decided[slot.id])
-
-    def to_wire(self) -> bytes:
-        """The page as bytes for another deployment: the person once, and every list without them."""
-        user = self.base.__dict__.get("user_vector")
-        shelves = {}
-        for name, work in self.shelves.items():
-            wire = work.wire()
-            for known in ("profile", "needs", "model", "stranger", "hurry_s"):
-                del wire[known]
-            if wire["user"] is user:
-                wire["user"] = None
-            shelves[name] = wire
-        base = self.base.wire()
-        return encoded(
-            {
-                "page": asdict(self.query),
-                "needs": base["needs"],
-                "model": base["model"],
-                "layout": self.layout,
-                "base": base,
-                "shelves": shelves,
-                "decided": self.decided,
-                "values": self.values,
-                "shown": self.shown,
-                "propensity": self.propensity,
-                "left_out": self.left_out,
-            }
-        )
-
-    @classmethod
-    def from_wire(cls, raw: Mapping[str, Any], snapshot: Snapshot) -> Page:
-        """Take up the page where the other deployment left it; `raw` is the decoded form of what `to_wire` made."""
-        query = PageQuery(**raw["page"] | {"now": datetime.fromisoformat(raw["page"]["now"]).astimezone(UTC)})
-        page = cls(query, Layout.model_validate(raw["layout"]), Work.from_wire(raw["base"], snapshot))
-        for name, wire in raw["shelves"].items():
-            page.shelves[name] = work = page.base.sibling(query_from(wire["query"]), arms=wire["arms"])
-            work.take_up(wire | {"model": raw["model"]})
-        page.decided, page.values, page.shown = raw["decided"], raw["values"], raw["shown"]
-        page.propensity, page.left_out = raw["propensity"], raw["left_out"]
-        return page
 
 
 def slot_name(name: str) -> str:

@@ -22,14 +22,17 @@ import orjson
 from embeddings.errors import Unavailable
 from embeddings.ids import Rows
 from serving.pipeline.arrange import arrange
+from serving.pipeline.attempt import Attempt
 from serving.pipeline.fallback import demand_slate
-from serving.pipeline.ladder import Call, Job, Ladder, Part
+from serving.pipeline.job import Job, Part
+from serving.pipeline.ladder import Call, Ladder
 from serving.pipeline.live import Live
 from serving.pipeline.page import Decider, Page, PageQuery, slot_name
 from serving.pipeline.pipeline import run_section, skip_section
 from serving.pipeline.snapshot import Snapshot
 from serving.pipeline.stage import Section
 from serving.pipeline.turns import Step, Taken, in_turn
+from serving.pipeline.wire import page_from_wire, page_to_wire
 from serving.pipeline.work import Work
 from serving.pipeline.workers import Workers
 from serving.policy.layouts import AlertSlot, ContentSlot, Tile
@@ -43,10 +46,12 @@ ENDS = 0.9
 """Share of the deadline after which a page is put together from what there is."""
 
 
-async def compose(ladder: Ladder, query: PageQuery, live: Live, decider: Decider) -> Page:
+async def compose(
+    ladder: Ladder, query: PageQuery, live: Live, decider: Decider, *, attempt: Attempt | None = None
+) -> Page:
     """Answer a request for a page as well as time allows; raises `InputError` for what is wrong with it."""
     asked = ladder.deadline_s if query.deadline_ms is None else min(ladder.deadline_s, query.deadline_ms / 1e3)
-    job = Job(query.person, live, asked)
+    job = Job(query.person, live, asked, attempt=attempt)
     if not ladder.circuit.allows():
         job.without.add("profile")
     if ladder.workers.exhausted:
@@ -73,7 +78,7 @@ async def run_page_section(
 
     def taken_up(_: Mapping[str, Any]) -> Page:
         raw = orjson.loads(payload)
-        return Page.from_wire(raw, held(raw))
+        return page_from_wire(raw, held(raw))
 
     async def do(steps: Mapping[str, Step], *, until: float = ends) -> Taken:
         return await in_turn(workers, steps, patience_s=PATIENCE * seconds, until=until)
@@ -85,7 +90,7 @@ async def run_page_section(
         steps = {name: _filling(work, (section,), frozenset()) for name, work in _lists(page, section).items()}
         taken = await do(steps, until=min(ends, page.base.hurry_at))
         _leave_out(page, taken.left_out)
-    wire: bytes = _sure(await do({"wire": lambda _: page.to_wire()}), "wire", section)
+    wire: bytes = _sure(await do({"wire": lambda _: page_to_wire(page)}), "wire", section)
     return wire
 
 
@@ -185,8 +190,8 @@ async def _asked(
     ladder: Ladder, job: Job, page: Page, section: Section, sections: Mapping[Section, Call]
 ) -> Page | None:
     """The page after one section, None if that is not to be had in time."""
-    reply = await ladder.ask(job, section, sections[section], page.to_wire())
-    return None if reply is None else Page.from_wire(orjson.loads(reply), job.snapshot)
+    reply = await ladder.ask(job, section, sections[section], page_to_wire(page))
+    return None if reply is None else page_from_wire(orjson.loads(reply), job.snapshot)
 
 
 def _lists(page: Page, section: Section) -> dict[str, Work]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from embeddings.bundle import Part
+from embeddings.manifest import Part
 from serving.pipeline.dial import Dial
 from serving.pipeline.effects import DecisionLog, Effect
 from serving.pipeline.filters import Excluded, RequestFilter, RuleFilter, Seen, Unavailable

@@ -11,8 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from embeddings.bundle import current_release, list_releases, open_bundle, point_to, read_manifest
+from embeddings.bundle_reader import open_bundle
 from embeddings.errors import BundleError, Conflict, NotFound
+from embeddings.manifest import read_manifest
+from embeddings.releases import current_release, list_releases, point_to
 from serving.pipeline.trial import Share
 from serving.store import Document, Documents
 

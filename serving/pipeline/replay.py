@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from embeddings.errors import BespokeError
 from serving.pipeline.effects import query_of
-from serving.pipeline.ladder import Job, Ladder
+from serving.pipeline.job import Job
+from serving.pipeline.ladder import Ladder
 from serving.pipeline.live import Live
 from serving.pipeline.query import Query
 from serving.pipeline.work import Work

@@ -14,6 +14,12 @@ from serving.pipeline.stage import Selector
 from serving.pipeline.work import Place, Work
 from serving.policy.rules import Rule
 
+Limit = tuple[str, int, Sequence[object]]
+"""A cap: its rule, how many may share a value, and the values of every candidate."""
+
+Key = tuple[int, object]
+"""A cap by its place, and a value."""
+
 EXPLORED = Reason(code="exploration", text="Something different")
 
 
@@ -51,7 +57,7 @@ class Diversity(Selector):
 
 
 class Caps(Selector):
-    """Cap rules: at most so many items with one value of an attribute."""
+    """Cap rules: at most so many items with one value of an attribute. What is pinned counts first, and stays."""
 
     name = "caps"
 
@@ -63,15 +69,15 @@ class Caps(Selector):
         """Drop what is over a limit, walking down the list as far as the slate can reach."""
         rows = work.candidates.rows
         caps = [(rule.id, limit, work.catalogue.values(rows, attribute)) for rule, attribute, limit in work.rules.caps]
-        counts: Counter[tuple[str, object]] = Counter()
+        counts: Counter[Key] = Counter()
         kept: list[int] = []
         dropped: list[tuple[int, str]] = []
         enough = work.query.k + len(work.rules.pins)
-        pinned = np.logical_or.reduce(
-            [mask[rows] for _, mask, _ in work.rules.pins] or [np.zeros(len(rows), dtype=bool)]
-        )
-        for at, may_rise in enumerate(pinned.tolist()):
-            over = _over(caps, at, counts) if may_rise or len(kept) < enough else None
+        pinned = {at for at, _ in pins(work, work.query.k).values()}
+        for at in pinned:
+            counts.update(_keys(caps, at))
+        for at in range(len(rows)):
+            over = _over(caps, at, counts) if at not in pinned and len(kept) < enough else None
             if over is None:
                 kept.append(at)
             else:
@@ -81,22 +87,25 @@ class Caps(Selector):
         return {"removed": detail}
 
 
-def _over(
-    caps: Sequence[tuple[str, int, Sequence[object]]], at: int, counts: Counter[tuple[str, object]]
-) -> str | None:
+def _over(caps: Sequence[Limit], at: int, counts: Counter[Key]) -> str | None:
     """The first cap that an item would exceed, None if it exceeds none; only then it counts."""
-    keys = []
-    for rule_id, limit, values in caps:
-        value = values[at]
-        for one in value if isinstance(value, tuple) else (value,):
-            if one is None:
-                continue
-            if counts[(rule_id, one)] >= limit:
-                return rule_id
-            keys.append((rule_id, one))
+    keys = _keys(caps, at)
+    for place, value in keys:
+        rule_id, limit, _ = caps[place]
+        if counts[place, value] >= limit:
+            return rule_id
     for key in keys:
         counts[key] += 1
     return None
+
+
+def _keys(caps: Sequence[Limit], at: int) -> list[Key]:
+    """What an item counts as: each cap with each of its values."""
+    keys: list[Key] = []
+    for place, (_, _, values) in enumerate(caps):
+        value = values[at]
+        keys += [(place, one) for one in (value if isinstance(value, tuple) else (value,)) if one is not None]
+    return keys
 
 
 class Slate(Selector):
@@ -111,7 +120,7 @@ class Slate(Selector):
     def work(self, work: Work) -> dict[str, object]:
         """Place the pins, fill the rest from the top."""
         k = work.query.k if work.query.candidates is None else len(work.candidates)
-        pinned = self._pins(work, k)
+        pinned = pins(work, k)
         taken = {at for at, _ in pinned.values()}
         best = [at for at in range(len(work.candidates)) if at not in taken]
         chance = self._explored(work, best, k - len(pinned))
@@ -153,19 +162,20 @@ class Slate(Selector):
         what = f"{query.placement}\n{len(query.shown)}"
         return explored(pool, shown, share, whose=whose or "", what=what, at=query.now)
 
-    def _pins(self, work: Work, k: int) -> dict[int, tuple[int, Rule]]:
-        """Position -> (candidate, rule). The stronger rule keeps a contested position, the other takes the next one."""
-        if work.query.candidates is not None:
-            return {}
-        placed: dict[int, tuple[int, Rule]] = {}
-        above = len(work.query.shown)
-        for rule, mask, place in work.rules.pins:
-            position = place - above
-            if position < 0:  # it was pinned to an earlier page
-                continue
-            used = {at for at, _ in placed.values()}
-            found = [at for at in np.flatnonzero(mask[work.candidates.rows]).tolist() if at not in used]
-            free = [one for one in range(position, k) if one not in placed]
-            if found and free:
-                placed[free[0]] = (found[0], rule)
-        return placed
+
+def pins(work: Work, k: int) -> dict[int, tuple[int, Rule]]:
+    """Position -> (candidate, rule). The stronger rule keeps a contested position, the other takes the next one."""
+    if work.query.candidates is not None:
+        return {}
+    placed: dict[int, tuple[int, Rule]] = {}
+    above = len(work.query.shown)
+    for rule, mask, place in work.rules.pins:
+        position = place - above
+        if position < 0:  # it was pinned to an earlier page
+            continue
+        used = {at for at, _ in placed.values()}
+        found = [at for at in np.flatnonzero(mask[work.candidates.rows]).tolist() if at not in used]
+        free = [one for one in range(position, k) if one not in placed]
+        if found and free:
+            placed[free[0]] = (found[0], rule)
+    return placed

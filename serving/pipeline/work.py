@@ -1,17 +1,15 @@
-"""The state of one request on its way through the stages, and its form on the wire between deployments."""
+"""The state of one request on its way through the stages."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import orjson
 
 from embeddings.explore import CANDIDATES
 from embeddings.features import Floats
@@ -25,8 +23,8 @@ from serving.pipeline.query import Anchor, Query, Reason
 from serving.pipeline.replenishment import Repeat, due
 from serving.pipeline.snapshot import Rules, Snapshot
 from serving.policy.arms import Changes
-from serving.policy.compiled import Facts, facts
 from serving.policy.conditions import HISTORY
+from serving.policy.facts import Facts, facts
 from serving.policy.layers import EXPERIMENTS, Running
 from serving.policy.placements import Placement
 from serving.policy.rules import SEGMENT
@@ -329,118 +327,6 @@ class Work:
         """Names of the sources behind the bits of one candidate."""
         return [name for bit, name in enumerate(self.snapshot.sources) if found >> bit & 1]
 
-    def to_wire(self) -> bytes:
-        """The request as bytes for another deployment."""
-        return encoded(self.wire())
-
-    def wire(self) -> dict[str, Any]:
-        """Everything another deployment needs to go on; rows become ids, because rows are private to a replica.
-
-        `needs` are the catalogue revision and policy version the far side must have caught up with; clocks are not
-        shared, so the time until the hurry travels as seconds (null: for ever). Once there is a slate, only what was done
-        to its rows travels on. Dataclasses are left to the encoder, which is many times faster than `asdict`.
-        """
-        one = self.candidates
-        shown = {place.row for place in self.slate}
-        left = self.hurry_at - time.monotonic()
-        return {
-            "needs": [self.snapshot.revision, self.snapshot.policy.version],
-            "hurry_s": left if math.isfinite(left) else None,
-            "stranger": self.stranger,
-            "query": self.query,
-            "profile": [
-                self.profile.user_id,
-                self.profile.attributes,
-                self.profile.events,
-                self.profile.last_seen,
-                [tuple(event) for event in self.profile.history],
-                self.profile.consent,
-            ],
-            "model": self.snapshot.bundle.name,
-            "user": self.__dict__.get("user_vector"),
-            "ids": [self.catalogue.id(row) for row in one.rows.tolist()],
-            "found_by": one.found_by,
-            "retrieval": one.retrieval,
-            "score": one.score,
-            "slate": [
-                [
-                    self.catalogue.id(place.row),
-                    place.score,
-                    place.reasons,
-                    place.propensity,
-                ]
-                for place in self.slate
-            ],
-            "effects": [
-                [self.catalogue.id(row), reasons] for row, reasons in self.effects.items() if row in shown or not shown
-            ],
-            "trace": self.trace,
-            "degraded": self.degraded,
-            "arms": self.arms,
-            "unserved": self.unserved,
-            "milliseconds": self.milliseconds,
-            "wanted": self.wanted,
-            "exhausted": self.exhausted,
-        }
-
-    @classmethod
-    def from_wire(cls, raw: Mapping[str, Any], snapshot: Snapshot) -> Work:
-        """Take up the request where the other deployment left it; items this replica does not have are left out.
-
-        `raw` is the decoded form of what `to_wire` made.
-        """
-        user_id, attributes, events, last_seen, history, consent = raw["profile"]
-        profile = Profile(
-            user_id=user_id,
-            attributes=attributes,
-            events=events,
-            last_seen=last_seen,
-            history=[HistoryEvent(*event) for event in history],
-            consent=consent,
-        )
-        left = math.inf if raw["hurry_s"] is None else raw["hurry_s"]
-        hurry_at = time.monotonic() + left
-        query, stranger = query_from(raw["query"]), raw["stranger"]
-        work = cls(query, snapshot, profile, stranger=stranger, hurry_at=hurry_at, arms=raw["arms"])
-        work.take_up(raw)
-        return work
-
-    def take_up(self, raw: Mapping[str, Any]) -> None:
-        """Go on from what the other deployment found so far."""
-        catalogue = self.catalogue
-        if raw["user"] is not None and raw["model"] == self.snapshot.bundle.name:
-            self.__dict__["user_vector"] = np.asarray(raw["user"], dtype=np.float32)
-            if self.query.similar_to is None:
-                self.__dict__["person_vector"] = self.__dict__["user_vector"]
-        rows = catalogue.rows(raw["ids"])
-        self.candidates = Candidates(
-            rows=rows,
-            found_by=np.asarray(raw["found_by"], dtype=np.uint32),
-            retrieval=np.asarray(raw["retrieval"], dtype=np.float32),
-            score=np.asarray(raw["score"], dtype=np.float32),
-        ).take(rows >= 0)
-        self.slate = [
-            Place(row, score, tuple(Reason(**reason) for reason in reasons), propensity)
-            for row, score, reasons, propensity in _with_rows(raw["slate"], catalogue)
-        ]
-        self.effects = {
-            row: [Reason(**reason) for reason in reasons] for row, reasons in _with_rows(raw["effects"], catalogue)
-        }
-        self.trace, self.degraded = raw["trace"], raw["degraded"]
-        self.milliseconds, self.wanted, self.exhausted = raw["milliseconds"], raw["wanted"], raw["exhausted"]
-        self.unserved = raw["unserved"]
-
-
-def encoded(wire: Mapping[str, Any]) -> bytes:
-    """A request, or several of them, as bytes."""
-    return orjson.dumps(wire, option=orjson.OPT_SERIALIZE_NUMPY, default=lambda model: model.model_dump(mode="json"))
-
-
-def query_from(raw: Mapping[str, Any]) -> Query:
-    """A query from its form on the wire."""
-    draft = raw["draft"] and Placement(**raw["draft"])
-    return Query(**{**raw, "now": datetime.fromisoformat(raw["now"]).astimezone(UTC), "draft": draft})
-
 
 def _completed(query: Query, placement: Placement) -> Query:
     """A query with what the placement says where the request says nothing."""
@@ -449,10 +335,3 @@ def _completed(query: Query, placement: Placement) -> Query:
         return query
     context = {**query.context, "channel": placement.channel} if channel else query.context
     return replace(query, k=query.k or placement.k, context=context)
-
-
-def _with_rows(entries: Iterable[list[Any]], catalogue: Catalogue) -> Iterable[tuple[Any, ...]]:
-    for item_id, *rest in entries:
-        row = catalogue.row(item_id)
-        if row >= 0:
-            yield row, *rest

@@ -7,9 +7,8 @@ one segment of the item table; a request then only picks the masks of the rules 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import reduce
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -31,60 +30,10 @@ from serving.policy.segments import SEGMENTS, Segments
 KINDS: tuple[Kind[Any, Any], ...] = (PLACEMENTS, SEGMENTS, RULES, CONTENTS, LAYOUTS, EXPERIMENTS)
 """Every kind of documents. A document may speak of those of its own kind and of the kinds before it."""
 
-KNOWN_ALREADY: Mapping[str, Callable[[], Any]] = MappingProxyType({})
-
 REFRESH_S = 60.0
 """Masks that depend on the time are computed again after this long."""
 
 MAX_COMBINATIONS = 16
-
-
-class Facts(dict[str, Any]):
-    """A row of facts, of which some are found out when somebody asks for them, once."""
-
-    __slots__ = ("_later",)
-
-    def __init__(self, known: Mapping[str, Any], later: Mapping[str, Callable[[], Any]] = KNOWN_ALREADY) -> None:
-        super().__init__(known)
-        self._later = dict(later)
-        for name in self._later:
-            self.pop(name, None)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of a fact, or the default."""
-        if name in self._later:
-            self[name] = self._later.pop(name)()
-        return super().get(name, default)
-
-    def with_fact(self, name: str, value: Any) -> Facts:
-        """The same row with one fact more, or another."""
-        row = Facts(self, {one: find for one, find in self._later.items() if one != name})
-        row[name] = value
-        return row
-
-
-def facts(
-    user_attributes: Mapping[str, Any],
-    events_count: int,
-    context: Mapping[str, Any],
-    now: float,
-    later: Mapping[str, Callable[[], Any]] = KNOWN_ALREADY,
-) -> Facts:
-    """Build the row that `when` is asked of; `now` in seconds since 1970, hours and days are those of UTC.
-
-    `user.events` is always the number of events, even if the person has an attribute of that name. `later` has facts that
-    cost something, by name, and how to find them out.
-    """
-    moment = datetime.fromtimestamp(now, UTC)
-    known = {
-        **{f"user.{name}": value for name, value in user_attributes.items()},
-        **{f"context.{name}": value for name, value in context.items()},
-        "user.events": events_count,
-        "time.hour": moment.hour,
-        "time.weekday": moment.weekday(),
-        "time.date": moment.date().isoformat(),
-    }
-    return Facts(known, later)
 
 
 @dataclass(frozen=True, slots=True)

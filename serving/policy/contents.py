@@ -18,7 +18,7 @@ from embeddings.errors import InputError, unknown_name
 from embeddings.schema import Id, Label, Name, Row, first_error
 from serving.policy.contact import Cap, Quiet
 from serving.policy.contradictions import contradiction
-from serving.policy.kinds import Kind, PolicyDocument, References, Report
+from serving.policy.kinds import Kind, PolicyDocument, References, Report, check_distinct
 from serving.policy.placements import Share
 from serving.policy.rules import Instant, Tree, check_segments
 
@@ -116,11 +116,7 @@ class Content(PolicyDocument):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Content:
-        seen: set[str] = set()
-        for place, variant in enumerate(self.variants):
-            if variant.id in seen:
-                raise InputError(f"variants: '{variant.id}' is the id of another variant", field=f"variants.{place}.id")
-            seen.add(variant.id)
+        check_distinct((variant.id for variant in self.variants), field="variants", what="variant")
         if not sum(variant.weight for variant in self.variants):
             raise InputError(
                 "variants: every weight is 0, so nothing could ever be shown; give one of them a weight above 0, or "

@@ -6,7 +6,7 @@ A kind is a value: its names, its model, how a raw document becomes that model, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,15 @@ class PolicyDocument(Row):
 
     id: Id
     description: Text = ""
+
+
+def check_distinct(ids: Iterable[str], *, field: str, what: str) -> None:
+    """Raise `InputError` for an id that one of the parts of a document has that stand before; `what` is one of them."""
+    seen: set[str] = set()
+    for place, name in enumerate(ids):
+        if name in seen:
+            raise InputError(f"{field}: '{name}' is the id of another {what}", field=f"{field}.{place}.id")
+        seen.add(name)
 
 
 D = TypeVar("D", bound=PolicyDocument)

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, StrictBool, Vali
 from embeddings.errors import InputError, NotFound, unknown_name
 from embeddings.schema import Id, Label, Row, first_error
 from serving.policy.columns import FIELDS
-from serving.policy.kinds import Kind, PolicyDocument, References, Report
+from serving.policy.kinds import Kind, PolicyDocument, References, Report, check_distinct
 from serving.policy.placements import Share
 from serving.policy.rules import Tree
 
@@ -152,11 +152,7 @@ class Layout(PolicyDocument):
 
     @model_validator(mode="after")
     def _ids_are_distinct(self) -> Layout:
-        seen: set[str] = set()
-        for place, slot in enumerate(self.slots):
-            if slot.id in seen:
-                raise InputError(f"slots: '{slot.id}' is the id of another slot", field=f"slots.{place}.id")
-            seen.add(slot.id)
+        check_distinct((slot.id for slot in self.slots), field="slots", what="slot")
         return self
 
 

@@ -29,9 +29,10 @@ from embeddings.errors import InputError, unknown_name
 from embeddings.ids import bucket
 from embeddings.schema import Id, Row, first_error
 from serving.policy.columns import FIELDS
-from serving.policy.conditions import HISTORY, Condition, parse
+from serving.policy.conditions import HISTORY, Condition
 from serving.policy.contradictions import contradiction
 from serving.policy.kinds import Kind, PolicyDocument, References, Report
+from serving.policy.syntax import parse
 
 MAX_PLACEMENTS = 100
 BUCKETS = 1_000_000
@@ -96,7 +97,7 @@ class Pin(Row):
 
 
 class Cap(Row):
-    """At most `limit` items of an answer share a value of `attribute`."""
+    """At most `limit` items of an answer share a value of `attribute`; those that are pinned count first, and stay."""
 
     type: Literal["cap"]
     attribute: Annotated[str, Field(min_length=1, max_length=64)]

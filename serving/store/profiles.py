@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, or_, select, update
 
 from embeddings.schema import User
 from serving.store.aliases import Groups, erase_aliases, person
@@ -156,9 +156,9 @@ class Profiles:
         """Return up to `limit` people, most recently active first; `after` is the `next` of the page before.
 
         Aliases are nobody of their own: what is known of them counts for their person, whose place in the order is that
-        of their own id. Raises `InputError` for a cursor that no page gave out.
+        of the id that was last active. Raises `InputError` for a cursor that no page gave out.
         """
-        query = _with_consent(*_SUMMARY).where(~_joined_to_somebody())
+        query = select(PROFILES.c.last_seen, PROFILES.c.user_id, _PERSON).select_from(_ROWS).where(~_speaks_later())
         query = query.order_by(PROFILES.c.last_seen.desc(), PROFILES.c.user_id).limit(check_limit(limit) + 1)
         if after is not None:
             seen, user_id = cursor_read(after)
@@ -166,9 +166,19 @@ class Profiles:
             # The first condition is implied by the second; it lets the index begin at the right place.
             query = query.where(PROFILES.c.last_seen <= seen, or_(PROFILES.c.last_seen < seen, same_time))
         rows = self._database.rows(query)
-        users = self._summed([_summary(row) for row in rows[:limit]])
+        users = self._summed(self._own([row.person for row in rows[:limit]]))
         more = cursor(rows[limit - 1].last_seen, rows[limit - 1].user_id) if len(rows) > limit else None
         return UserPage(users=users, next=more)
+
+    def _own(self, user_ids: Sequence[str]) -> tuple[UserSummary, ...]:
+        """What is known of people by their own ids, in the order of these."""
+        query = _with_consent(*_SUMMARY)
+        own = {
+            row.user_id: _summary(row)
+            for some in chunks(user_ids)
+            for row in self._database.rows(query.where(PROFILES.c.user_id.in_(some)))
+        }
+        return tuple(own[user_id] for user_id in user_ids if user_id in own)  # somebody may have been erased meanwhile
 
     def _summed(self, users: Sequence[UserSummary]) -> tuple[UserSummary, ...]:
         """People together with their aliases."""
@@ -227,6 +237,27 @@ class Profiles:
 
 
 _SUMMARY = tuple(column for column in PROFILES.c if not column.name.startswith("history"))
+
+
+_JOINED = ALIASES.alias("joined")
+_ROWS = PROFILES.outerjoin(_JOINED, _JOINED.c.alias == PROFILES.c.user_id)
+_PERSON = func.coalesce(_JOINED.c.user_id, PROFILES.c.user_id).label("person")
+
+
+def _speaks_later() -> ColumnElement[bool]:
+    """Whether another id of the same person was active later, or as late and is the one that counts.
+
+    One row for each person is left, found by looking at each row's own few others: so a list can follow the index of
+    `last_seen` and need not gather and sort everybody.
+    """
+    own, other, alias = PROFILES.alias("own"), PROFILES.alias("other"), ALIASES.alias("beside")
+    seen, is_alias = PROFILES.c.last_seen, _JOINED.c.user_id.is_not(None)
+    by_person = select(own.c.user_id).where(own.c.user_id == _JOINED.c.user_id, own.c.last_seen >= seen)
+    later = or_(
+        other.c.last_seen > seen, (other.c.last_seen == seen) & is_alias & (other.c.user_id < PROFILES.c.user_id)
+    )
+    beside = select(alias.c.alias).where(alias.c.user_id == _PERSON, alias.c.alias == other.c.user_id, later)
+    return or_(by_person.exists(), beside.exists())
 
 
 def _joined_to_somebody() -> ColumnElement[bool]:
