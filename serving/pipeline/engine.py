@@ -35,6 +35,7 @@ from serving.pipeline.followers import Followers
 from serving.pipeline.holdings import Holdings
 from serving.pipeline.ladder import Call, Ladder
 from serving.pipeline.page import Decider, Page, PageAnswer, Paged, PageQuery
+from serving.pipeline.page_wire import MARK
 from serving.pipeline.pages import compose, run_page_section
 from serving.pipeline.paging import Paging
 from serving.pipeline.pipeline import EFFECTS, run_section
@@ -44,7 +45,7 @@ from serving.pipeline.shadow import Shadow
 from serving.pipeline.snapshot import Snapshot
 from serving.pipeline.stage import Section
 from serving.pipeline.trial import Trial
-from serving.pipeline.wire import MARK, from_wire, to_wire
+from serving.pipeline.wire import from_wire, to_wire
 from serving.pipeline.work import Work
 from serving.policy.compiled import Policy
 from serving.policy.layers import EXPERIMENTS

@@ -28,11 +28,11 @@ from serving.pipeline.job import Job, Part
 from serving.pipeline.ladder import Call, Ladder
 from serving.pipeline.live import Live
 from serving.pipeline.page import Decider, Page, PageQuery, slot_name
+from serving.pipeline.page_wire import page_from_wire, page_to_wire
 from serving.pipeline.pipeline import run_section, skip_section
 from serving.pipeline.snapshot import Snapshot
 from serving.pipeline.stage import Section
 from serving.pipeline.turns import Step, Taken, in_turn
-from serving.pipeline.wire import page_from_wire, page_to_wire
 from serving.pipeline.work import Work
 from serving.pipeline.workers import Workers
 from serving.policy.layouts import AlertSlot, ContentSlot, Tile

@@ -1,11 +1,10 @@
-"""The wire: a request, or a whole page, on its way from one deployment to another, as bytes."""
+"""The wire: a request on its way from one deployment to another, as bytes."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,21 +13,16 @@ import orjson
 
 from serving.pipeline.candidates import Candidates
 from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.page import Page, PageQuery
 from serving.pipeline.query import Query, Reason
 from serving.pipeline.snapshot import Snapshot
 from serving.pipeline.work import Place, Work
-from serving.policy.layouts import Layout
 from serving.policy.placements import Placement
 from serving.store.persons import HistoryEvent, Profile
-
-MARK = b'{"page":'
-"""How a page begins on the wire, where a list begins otherwise."""
 
 
 def to_wire(work: Work) -> bytes:
     """The request as bytes for another deployment."""
-    return _encoded(wire_of(work))
+    return encoded(wire_of(work))
 
 
 def wire_of(work: Work) -> dict[str, Any]:
@@ -98,7 +92,7 @@ def from_wire(raw: Mapping[str, Any], snapshot: Snapshot) -> Work:
     )
     left = math.inf if raw["hurry_s"] is None else raw["hurry_s"]
     hurry_at = time.monotonic() + left
-    query, stranger = _query_from(raw["query"]), raw["stranger"]
+    query, stranger = query_from(raw["query"]), raw["stranger"]
     work = Work(query, snapshot, profile, stranger=stranger, hurry_at=hurry_at, arms=raw["arms"])
     take_up(work, raw)
     return work
@@ -130,53 +124,12 @@ def take_up(work: Work, raw: Mapping[str, Any]) -> None:
     work.unserved = raw["unserved"]
 
 
-def page_to_wire(page: Page) -> bytes:
-    """The page as bytes for another deployment: the person once, and every list without them."""
-    user = page.base.__dict__.get("user_vector")
-    shelves = {}
-    for name, work in page.shelves.items():
-        wire = wire_of(work)
-        for known in ("profile", "needs", "model", "stranger", "hurry_s"):
-            del wire[known]
-        if wire["user"] is user:
-            wire["user"] = None
-        shelves[name] = wire
-    base = wire_of(page.base)
-    return _encoded(
-        {
-            "page": asdict(page.query),
-            "needs": base["needs"],
-            "model": base["model"],
-            "layout": page.layout,
-            "base": base,
-            "shelves": shelves,
-            "decided": page.decided,
-            "values": page.values,
-            "shown": page.shown,
-            "propensity": page.propensity,
-            "left_out": page.left_out,
-        }
-    )
-
-
-def page_from_wire(raw: Mapping[str, Any], snapshot: Snapshot) -> Page:
-    """Take up the page where the other deployment left it; `raw` is the decoded form of what `page_to_wire` made."""
-    query = PageQuery(**raw["page"] | {"now": datetime.fromisoformat(raw["page"]["now"]).astimezone(UTC)})
-    page = Page(query, Layout.model_validate(raw["layout"]), from_wire(raw["base"], snapshot))
-    for name, wire in raw["shelves"].items():
-        page.shelves[name] = work = page.base.sibling(_query_from(wire["query"]), arms=wire["arms"])
-        take_up(work, wire | {"model": raw["model"]})
-    page.decided, page.values, page.shown = raw["decided"], raw["values"], raw["shown"]
-    page.propensity, page.left_out = raw["propensity"], raw["left_out"]
-    return page
-
-
-def _encoded(wire: Mapping[str, Any]) -> bytes:
+def encoded(wire: Mapping[str, Any]) -> bytes:
     """A request, or several of them, as bytes."""
     return orjson.dumps(wire, option=orjson.OPT_SERIALIZE_NUMPY, default=lambda model: model.model_dump(mode="json"))
 
 
-def _query_from(raw: Mapping[str, Any]) -> Query:
+def query_from(raw: Mapping[str, Any]) -> Query:
     """A query from its form on the wire."""
     draft = raw["draft"] and Placement(**raw["draft"])
     return Query(**{**raw, "now": datetime.fromisoformat(raw["now"]).astimezone(UTC), "draft": draft})
