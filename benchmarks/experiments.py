@@ -29,7 +29,7 @@ from embeddings.errors import InputError
 from serving.analysis.intervals import mean
 from serving.analysis.people import People, measured
 from serving.analysis.results import ENOUGH, Compared, balance, compared
-from serving.pipeline.bandit import Bandit
+from serving.decisions.bandit import Bandit
 from serving.policy.experiments import Experiment, parse_experiment
 from serving.policy.kinds import References
 from training.cli import activity, output

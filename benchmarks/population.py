@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from serving.analysis.intervals import Numbers
 from serving.analysis.people import People
-from serving.pipeline.assignment import arm_of
 from serving.policy.experiments import Experiment
+from serving.request.assignment import arm_of
 from training.assortment import DAY
 from training.behaviour import PURCHASE, VIEW, Sessions
 from training.shop import Shop

@@ -17,8 +17,8 @@ from rich.console import Console
 from embeddings.errors import ConfigError, InputError
 from embeddings.schema import first_error
 from serving.options import ConfigFile, StoreUrl, described
-from serving.pipeline.mailing import missing, plan_mailing
-from serving.pipeline.messages import Campaign
+from serving.people.mailing import missing, plan_mailing
+from serving.people.messages import Campaign
 from serving.policy.contact import Cap, Quiet
 from serving.settings import Settings
 from serving.store import Store

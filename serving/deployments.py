@@ -19,11 +19,11 @@ from ray.serve.handle import DeploymentHandle
 from embeddings.errors import Unavailable
 from serving import logs, metrics
 from serving.api import create_api
-from serving.pipeline.engine import Engine
 from serving.pipeline.ladder import Call
 from serving.pipeline.pipeline import NEEDS, SECTIONS
-from serving.pipeline.stage import Section
+from serving.replica.engine import Engine
 from serving.settings import Settings
+from serving.stages.stage import Section
 from serving.telemetry import Telemetry, Traced
 
 REQUEST_ID = "request-id"

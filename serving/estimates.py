@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from embeddings.errors import InputError, unknown_name
+from serving.aside.estimates import variants_estimated
 from serving.options import ConfigFile, StoreUrl, described
-from serving.pipeline.engine import Engine
-from serving.pipeline.estimates import variants_estimated
-from serving.pipeline.mailing import open_quietly
+from serving.people.mailing import open_quietly
 from serving.policy.placements import PLACEMENTS, Placement
+from serving.replica.engine import Engine
 from serving.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from embeddings.durable import put
 from serving.options import ConfigFile, StoreUrl, described
-from serving.pipeline.engine import Engine
-from serving.pipeline.segmentation import members as members_of
+from serving.people.segmentation import members as members_of
+from serving.replica.engine import Engine
 from serving.settings import Settings
 
 AT_ONCE = 1000

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embeddings.errors import InputError, Unavailable
-from serving.pipeline.engine import Engine
 from serving.pipeline.pipeline import STAGES
-from serving.pipeline.stage import Stage
-from serving.pipeline.work import Work
+from serving.replica.engine import Engine
+from serving.request.work import Work
 from serving.settings import Settings
+from serving.stages.stage import Stage
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter

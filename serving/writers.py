@@ -12,7 +12,7 @@ from typing import Any
 import faiss
 import torch
 
-from serving.pipeline.mailing import open_quietly, write_partition
+from serving.people.mailing import open_quietly, write_partition
 from serving.settings import Settings
 from serving.store.batches import Counts, Plan, read_plan
 

@@ -34,7 +34,7 @@ from embeddings.releases import point_to
 from embeddings.schema import Item, to_table
 from embeddings.two_tower import TowerConfig
 from serving.api import create_api
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 
 # Shared machines pause for longer than any deadline is worth; CI tries the same examples every time.

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from embeddings.schema import Event
-from serving.pipeline.engine import Engine
-from serving.pipeline.query import Query
+from serving.replica.engine import Engine
+from serving.request.query import Query
 from serving.settings import Settings
 from training.baselines import ItemKNN, Popularity
 from training.config import Config, Run

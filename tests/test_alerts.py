@@ -10,10 +10,10 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from embeddings.schema import Event, Item, User
-from serving.pipeline.alerts import AlertsQuery
-from serving.pipeline.deciding import Decided
-from serving.pipeline.engine import Engine
-from serving.pipeline.page import PageQuery
+from serving.decisions.alerts import AlertsQuery
+from serving.decisions.deciding import Decided
+from serving.pages.page import PageQuery
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.test_api import client as client
 from tests.test_deciding import content

@@ -13,7 +13,7 @@ from sqlalchemy.event import listen
 
 from embeddings.errors import Conflict
 from embeddings.schema import Attributes, Event, Purpose, User
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.store import HISTORY_LIMIT, Store
 from serving.store.aliases import MOST
 from tests.test_api import error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving.pipeline.bandit import DRAWS, GUESS, GUESSED, NARROWER, Bandit
+from serving.decisions.bandit import DRAWS, GUESS, GUESSED, NARROWER, Bandit
 
 ALL = np.ones(4, dtype=bool)
 

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from embeddings.schema import Event
 from serving.api import create_api
 from serving.browser import PATH, script
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.conftest import free_port, require, write_world
 from tests.test_api import client as client

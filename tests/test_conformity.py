@@ -15,7 +15,7 @@ from schemathesis.python.asgi import ASGIClient, get_client
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 
 from serving.api import create_api
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.conftest import write_world
 

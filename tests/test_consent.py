@@ -17,7 +17,7 @@ from sqlalchemy import text
 from embeddings.errors import Conflict, Damaged, InputError, StoreError
 from embeddings.schema import Event, User, allows, from_table
 from serving.api import create_api
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from serving.store import Store
 from serving.store.export import export

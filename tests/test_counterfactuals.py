@@ -10,9 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embeddings.schema import User
-from serving.pipeline.counterfactuals import EVENTS, PLACES
-from serving.pipeline.engine import Engine
-from serving.pipeline.query import Query
+from serving.aside.counterfactuals import EVENTS, PLACES
+from serving.replica.engine import Engine
+from serving.request.query import Query
 from tests.test_api import error
 from tests.test_ladder import engine as topologies  # noqa: F401 - a fixture: fused and chained
 from tests.test_pipeline import ask, do, ids, rule
@@ -21,7 +21,7 @@ from tests.test_pipeline import ask, do, ids, rule
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shared machine takes longer than anybody would wait."""
-    monkeypatch.setattr("serving.pipeline.aside.SECONDS", 60.0)
+    monkeypatch.setattr("serving.aside.aside.SECONDS", 60.0)
 
 
 def what_if(engine: Engine, **fields: Any) -> dict[tuple[str, str], dict[str, Any]]:

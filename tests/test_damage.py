@@ -18,7 +18,7 @@ from benchmarks.chaos_store import full_disk
 from embeddings.errors import BespokeError, Damaged, StoreError
 from embeddings.schema import Item, User
 from serving.api import create_api
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from serving.store import Store
 from serving.store.examine import examine

@@ -15,14 +15,14 @@ from fastapi.testclient import TestClient
 
 from embeddings.errors import InputError, NotFound
 from embeddings.schema import Event, User
-from serving.pipeline.contexts import DIM, PEOPLE, axes_of, context_of
-from serving.pipeline.deciding import Decided, DecisionQuery
-from serving.pipeline.engine import Engine
-from serving.pipeline.learning import SETTLED_S, Learned
-from serving.pipeline.page import PageQuery
-from serving.pipeline.query import Query
-from serving.pipeline.work import Work
+from serving.decisions.contexts import DIM, PEOPLE, axes_of, context_of
+from serving.decisions.deciding import Decided, DecisionQuery
+from serving.decisions.learning import SETTLED_S, Learned
+from serving.pages.page import PageQuery
 from serving.policy.contents import CONTENTS
+from serving.replica.engine import Engine
+from serving.request.query import Query
+from serving.request.work import Work
 from serving.store import Contacts, Store
 from tests.conftest import GROUPS
 from tests.test_api import client as client

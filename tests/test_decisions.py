@@ -21,13 +21,13 @@ from embeddings.releases import point_to
 from embeddings.schema import DECISIONS, Event
 from serving import metrics
 from serving.api import create_api
-from serving.pipeline import effects as effects_module
-from serving.pipeline.effects import DecisionLog, Effect, Effects, Made, query_of
-from serving.pipeline.engine import Engine
 from serving.pipeline.pipeline import SOURCES
-from serving.pipeline.query import Answer, Query
 from serving.pipeline.trial import Share
+from serving.replica.engine import Engine
+from serving.request.query import Answer, Query
 from serving.settings import Settings
+from serving.stages import effects as effects_module
+from serving.stages.effects import DecisionLog, Effect, Effects, Made, query_of
 from serving.store import Decision, Store
 from serving.store.export import export
 from serving.store.retention import retain

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from embeddings.schema import Item
-from serving.pipeline.dial import LEAST, Dial, novelty, typical_value, worth
-from serving.pipeline.engine import Engine
-from serving.pipeline.query import Query
-from serving.pipeline.work import Work
+from serving.replica.engine import Engine
+from serving.request.query import Query
+from serving.request.work import Work
+from serving.stages.dial import LEAST, Dial, novelty, typical_value, worth
 from tests.conftest import NOW, PER_GROUP
 from tests.test_pipeline import ask, do, groups, ids
 from tests.test_placements import patient as patient

@@ -9,10 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embeddings.errors import InputError
-from serving.pipeline.engine import Engine
 from serving.policy import compiled
 from serving.policy.compiled import KINDS, Policy
 from serving.policy.kinds import Kind, PolicyDocument, References, Report
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.test_api import client, error, recommend  # noqa: F401 - a fixture
 

@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 
 from embeddings.errors import Damaged, DataError
 from embeddings.schema import Event, User
-from serving.pipeline.effects import Effects
-from serving.pipeline.engine import Engine
-from serving.pipeline.erasure import erase
+from serving.people.erasure import erase
+from serving.replica.engine import Engine
 from serving.settings import Settings
+from serving.stages.effects import Effects
 from serving.store import Store, tables
 from serving.store.export import export
 from tests.test_decisions import decision

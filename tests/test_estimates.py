@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 import bespoke
 from embeddings.schema import Event
 from serving.api import create_api
-from serving.pipeline import estimates
-from serving.pipeline.engine import Engine
+from serving.aside import estimates
 from serving.policy.placements import PLACEMENTS
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from serving.store import Store
 from tests.test_api import error

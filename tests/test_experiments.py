@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from embeddings.errors import InputError
 from embeddings.releases import point_to
 from embeddings.schema import User
-from serving.pipeline.assignment import arm_of, assigned, place
-from serving.pipeline.deciding import DecisionQuery
-from serving.pipeline.engine import Engine
-from serving.pipeline.query import Query
+from serving.decisions.deciding import DecisionQuery
 from serving.pipeline.releases import RELEASE
 from serving.policy.compiled import Policy
 from serving.policy.experiments import HOLDOUT, Experiment, parse_experiment
 from serving.policy.kinds import References
 from serving.policy.layers import EXPERIMENTS
+from serving.replica.engine import Engine
+from serving.request.assignment import arm_of, assigned, place
+from serving.request.query import Query
 from tests.conftest import write_world
 from tests.test_api import client, error, recommend  # noqa: F401 - a fixture
 from tests.test_layouts import open_page, shelves

@@ -14,8 +14,8 @@ import pytest
 from embeddings import explore
 from embeddings.bundle import Bundle
 from embeddings.errors import InputError, NotFound
-from serving.pipeline.engine import Engine
-from serving.pipeline.query import Query
+from serving.replica.engine import Engine
+from serving.request.query import Query
 from serving.settings import Settings
 from tests.conftest import GROUPS, PER_GROUP, write_world
 

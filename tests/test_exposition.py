@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from embeddings.errors import ConfigError
 from serving import metrics
 from serving.api import create_api
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.conftest import ROOT, free_port
 from tests.test_keys import eventually

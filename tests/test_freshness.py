@@ -13,8 +13,8 @@ import pytest
 
 from embeddings.schema import Event, Item
 from serving import metrics
-from serving.pipeline.engine import Engine
-from serving.pipeline.query import Answer, Query
+from serving.replica.engine import Engine
+from serving.request.query import Answer, Query
 from serving.settings import Settings
 
 

@@ -17,7 +17,7 @@ from gorse import Gorse, GorseException
 from embeddings.errors import ConfigError
 from serving.api import access, create_api
 from serving.api import gorse as gorse_routes
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.conftest import free_port
 from tests.test_api import error

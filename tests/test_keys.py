@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 import bespoke
 from embeddings.errors import ConfigError, Conflict, InputError, NotFound, StoreError
 from serving.api import access, create_api
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from serving.store import Keyring, Store, keys, tables
 from tests.test_cli import call

@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 
 from embeddings.errors import InputError
 from serving.api import create_api
-from serving.pipeline.engine import Engine
 from serving.policy.conflicts import conflicts
 from serving.policy.rules import Rule, parse_rule
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.test_api import error
 from tests.test_ladder import engine as topologies  # noqa: F401 - a fixture: fused and chained

@@ -18,14 +18,14 @@ from embeddings.errors import StoreError
 from embeddings.manifest import PARTS
 from embeddings.schema import Event, User
 from serving.pipeline.circuit import Circuit
-from serving.pipeline.engine import Engine
 from serving.pipeline.pipeline import NEEDS, SECTIONS
-from serving.pipeline.query import Answer, Query
-from serving.pipeline.scorers import RankerScore
-from serving.pipeline.selectors import Slate
-from serving.pipeline.sources import TwoTowerSource
 from serving.pipeline.workers import LOST_LIMIT
+from serving.replica.engine import Engine
+from serving.request.query import Answer, Query
 from serving.settings import Settings
+from serving.stages.scorers import RankerScore
+from serving.stages.selectors import Slate
+from serving.stages.sources import TwoTowerSource
 from serving.store.profiles import Profiles
 
 DEADLINE_S = 0.4
@@ -171,7 +171,7 @@ def test_a_hanging_retrieval_gives_what_is_in_demand(engine: Engine, hang: Any, 
 
 
 def _source(name: str) -> type:
-    from serving.pipeline import sources
+    from serving.stages import sources
 
     found: type = getattr(sources, name)
     return found

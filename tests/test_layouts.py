@@ -15,17 +15,17 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embeddings.errors import InputError, NotFound
-from serving.pipeline.arrange import ordered, sequence
-from serving.pipeline.engine import Engine
-from serving.pipeline.page import PageAnswer, PageQuery
-from serving.pipeline.past import BuyAgain, Continue
-from serving.pipeline.scorers import RankerScore
-from serving.pipeline.selectors import Slate
-from serving.pipeline.sources import Trending, TwoTowerSource
-from serving.pipeline.work import Work
+from serving.pages.arrange import ordered, sequence
+from serving.pages.page import PageAnswer, PageQuery
 from serving.policy.compiled import Policy
 from serving.policy.kinds import References
 from serving.policy.layouts import LAYOUTS, READY_MADE, Layout, parse_layout
+from serving.replica.engine import Engine
+from serving.request.work import Work
+from serving.stages.past import BuyAgain, Continue
+from serving.stages.scorers import RankerScore
+from serving.stages.selectors import Slate
+from serving.stages.sources import Trending, TwoTowerSource
 from tests.test_api import client, error, view  # noqa: F401 - a fixture
 from tests.test_ladder import DEADLINE_S, SLACK_S, hang, running  # noqa: F401 - a fixture
 from tests.test_pipeline import do

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from embeddings.errors import StoreError
 from serving import logs
 from serving.api import create_api
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.test_keys import eventually
 from tests.test_store import url  # noqa: F401 - fixture: both databases

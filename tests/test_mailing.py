@@ -21,13 +21,13 @@ from fastapi.testclient import TestClient
 from embeddings.errors import Conflict, DataError, InputError, StoreError
 from embeddings.schema import Event, User
 from serving.api import create_api
-from serving.pipeline import mailing
-from serving.pipeline.deciding import DecisionQuery
-from serving.pipeline.engine import Engine
-from serving.pipeline.mailing import missing, open_quietly, plan_mailing, write_partition
-from serving.pipeline.messages import Campaign
-from serving.pipeline.query import Answer, Query
+from serving.decisions.deciding import DecisionQuery
+from serving.people import mailing
+from serving.people.mailing import missing, open_quietly, plan_mailing, write_partition
+from serving.people.messages import Campaign
 from serving.policy.contact import Cap, Quiet
+from serving.replica.engine import Engine
+from serving.request.query import Answer, Query
 from serving.settings import Settings
 from serving.store import Store
 from serving.store.batches import MANIFEST, part, pending, read_plan, sole, write_manifest

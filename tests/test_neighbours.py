@@ -13,8 +13,8 @@ from embeddings.errors import BundleError
 from embeddings.ids import UNKNOWN
 from embeddings.neighbours import nearest_items
 from embeddings.schema import Event
-from serving.pipeline.engine import Engine
-from serving.pipeline.query import Query
+from serving.replica.engine import Engine
+from serving.request.query import Query
 from serving.settings import Settings
 from tests.conftest import NOW, write_world
 

@@ -10,8 +10,8 @@ import pytest
 
 from embeddings.errors import InputError
 from serving.analysis.offpolicy import Codes, Log, difference, estimate, expected
-from serving.pipeline.engine import Engine
-from serving.pipeline.exploration import explored
+from serving.replica.engine import Engine
+from serving.stages.exploration import explored
 from tests.test_pipeline import ask, do, ids, rule
 from tests.test_placements import patient as patient
 from tests.test_placements import placement

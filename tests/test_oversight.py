@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from serving.api import create_api
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from serving.store.documents import Document
 from tests.conftest import free_port, require, write_world

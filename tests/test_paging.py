@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embeddings.errors import Expired, InputError
-from serving.pipeline.paging import MOST_SHOWN, Paging
-from serving.pipeline.query import Query
+from serving.replica.paging import MOST_SHOWN, Paging
+from serving.request.query import Query
 from tests.test_api import client, error, view  # noqa: F401 - a fixture
 from tests.test_pipeline import Engine, ask, do, ids, rule
 from tests.test_placements import patient as patient
@@ -106,7 +106,7 @@ def test_a_page_is_kept_for_half_an_hour(client: TestClient, monkeypatch: pytest
     with pytest.raises(InputError, match="not a page"):
         Paging(b"other").opened(Query(now=NOW, user_id="ann"), token)
     fresh = page(client, "recommendations", user_id="ann")["next_page"]
-    monkeypatch.setattr("serving.pipeline.paging.VALID_S", 0.0)
+    monkeypatch.setattr("serving.replica.paging.VALID_S", 0.0)
     detail = error(client.post("/v1/recommendations", json={"user_id": "ann", "page": fresh}), 410)
     assert (detail["code"], detail["field"]) == ("expired", "page")
 

@@ -14,12 +14,12 @@ import pytest
 from embeddings.errors import InputError, NotFound, Unavailable
 from embeddings.releases import point_to
 from embeddings.schema import Event, Item, User
-from serving.pipeline.engine import Engine
 from serving.pipeline.pipeline import SECTIONS, STAGES, run_section
-from serving.pipeline.query import Answer, Query
-from serving.pipeline.stage import Filter, Scorer, Selector, Source, Stage
-from serving.pipeline.work import Work
+from serving.replica.engine import Engine
+from serving.request.query import Answer, Query
+from serving.request.work import Work
 from serving.settings import Settings
+from serving.stages.stage import Filter, Scorer, Selector, Source, Stage
 from tests.conftest import PER_GROUP, write_world
 
 
@@ -283,7 +283,7 @@ def test_a_failing_source_or_ranker_costs_quality_not_the_answer(
 
 
 def test_a_failing_filter_fails_the_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.pipeline.filters import Unavailable as Stage_
+    from serving.stages.filters import Unavailable as Stage_
 
     monkeypatch.setattr(Stage_, "keeps", lambda *_: np.zeros(3, dtype=bool))
     with pytest.raises(ValueError, match="broadcast"):

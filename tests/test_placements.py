@@ -10,12 +10,12 @@ import pytest
 
 from embeddings.errors import NotFound
 from embeddings.schema import Item
-from serving.pipeline.engine import Engine
-from serving.pipeline.past import CONSUMABLE
 from serving.pipeline.pipeline import SOURCES as STAGES
-from serving.pipeline.query import Answer
 from serving.policy.placements import READY_MADE, SOURCES
+from serving.replica.engine import Engine
+from serving.request.query import Answer
 from serving.settings import Settings
+from serving.stages.past import CONSUMABLE
 from tests.conftest import NOW, write_world
 from tests.test_ladder import running
 from tests.test_pipeline import ask, do, groups, ids
@@ -193,7 +193,7 @@ def test_a_placement_says_how_long_and_on_which_channel(engine: Engine) -> None:
 def test_a_list_that_must_not_be_filled_stays_short_whatever_fails(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serving.pipeline.sources import BoughtTogether
+    from serving.stages.sources import BoughtTogether
 
     def broken(*_: object) -> None:
         raise RuntimeError("broken on purpose")

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import experiments
 from benchmarks.choices import Audience, regret
 from benchmarks.population import DAYS, METRICS, Population, Test
-from serving.pipeline.bandit import Bandit
+from serving.decisions.bandit import Bandit
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 
 from embeddings.errors import Overloaded
 from embeddings.schema import Event
-from serving.pipeline.engine import Engine
 from serving.policy.placements import Placement, parse_placement
+from serving.replica.engine import Engine
 from tests.test_api import client, error, recommend, view  # noqa: F401 - a fixture
 from tests.test_pipeline import ask, do, ids
 from tests.test_placements import patient as patient
@@ -132,7 +132,7 @@ def test_lists_are_answered_while_a_preview_runs(engine: Engine) -> None:
         running = asyncio.create_task(engine.aside.preview(home(diversity=0.5), requests=50, seconds=30.0))
         answered = 0
         while not running.done():
-            from serving.pipeline.query import Query
+            from serving.request.query import Query
 
             answer = await engine.recommend(Query(now=datetime.now(UTC), user_id="u1", placement="home", k=5))
             answered += len(answer.items) == 5 and not answer.degraded

@@ -27,15 +27,15 @@ from embeddings.releases import CURRENT, current_release, point_to
 from embeddings.schema import Event
 from serving import metrics
 from serving.api import create_api
+from serving.pages.page import PageQuery
 from serving.pipeline import trial as trials
-from serving.pipeline.engine import Engine
-from serving.pipeline.page import PageQuery
-from serving.pipeline.query import Answer, Query
 from serving.pipeline.releases import RELEASE
-from serving.pipeline.scorers import RankerScore
-from serving.pipeline.sources import TwoTowerSource
 from serving.pipeline.trial import Share, overlap, rank_biased_overlap
+from serving.replica.engine import Engine
+from serving.request.query import Answer, Query
 from serving.settings import Settings
+from serving.stages.scorers import RankerScore
+from serving.stages.sources import TwoTowerSource
 from tests.conftest import write_world
 from tests.test_ladder import running
 

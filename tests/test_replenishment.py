@@ -24,8 +24,8 @@ from embeddings.releases import point_to
 from embeddings.replenishment import DAY_S, ENOUGH, PACES, Outlook, Pace, Paces, outlook
 from embeddings.schema import EVENTS, TIME, Item, to_table
 from serving.api import create_api
-from serving.pipeline.engine import Engine
 from serving.pipeline.pipeline import NEEDS, SECTIONS
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.conftest import write_world
 from tests.test_api import error

@@ -17,8 +17,8 @@ from serving.analysis.guardrails import ITSELF, broken, enforce
 from serving.analysis.people import People, lifetime_value, measured
 from serving.analysis.results import balance, compared, results
 from serving.api import create_api
-from serving.pipeline.engine import Engine
 from serving.policy.experiments import METRICS, Experiment
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from serving.store import Decision, Outcome, Store
 from serving.store.outcomes import BEFORE_DAYS

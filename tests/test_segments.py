@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 from embeddings.errors import InputError
 from embeddings.schema import Event, User
 from serving.members import app
-from serving.pipeline.engine import Engine
-from serving.pipeline.messages import Campaign, Composer
-from serving.pipeline.segmentation import clusters, members, segments_of
+from serving.people.messages import Campaign, Composer
+from serving.people.segmentation import clusters, members, segments_of
 from serving.policy.compiled import KINDS, Policy
 from serving.policy.kinds import References
 from serving.policy.rules import FACTS
 from serving.policy.segments import SEGMENTS, parse_segment
 from serving.policy.syntax import parse
+from serving.replica.engine import Engine
 from tests.test_api import error
 from tests.test_ladder import engine as topologies  # noqa: F401 - a fixture: fused and chained
 from tests.test_pipeline import ask, do, groups, ids, rule

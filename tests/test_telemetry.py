@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from embeddings.errors import ConfigError, Unavailable
 from serving.api import create_api
-from serving.pipeline.engine import Engine
 from serving.pipeline.pipeline import STAGES
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from serving.telemetry import Telemetry, Traced
 

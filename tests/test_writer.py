@@ -16,7 +16,7 @@ from sqlalchemy import text
 from embeddings.errors import BespokeError, Damaged, InputError, Overloaded, StoreError
 from embeddings.schema import Event
 from serving.api import create_api
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.settings import Settings
 from serving.store import Appended, Store, Writer
 from tests.test_store import assert_profiles_agree_with_events, event, fresh_url

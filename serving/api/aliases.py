@@ -13,7 +13,7 @@ from embeddings.schema import Id
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
 from serving.api.users import AliasOut, UserPath
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 
 AliasPath = Annotated[Id, Path(description="Another id of the person: a cookie, a device, an address.")]
 

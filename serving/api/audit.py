@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from serving.api.errors import json_response
 from serving.api.fields import MAX_BATCH, Body
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 
 Name = Annotated[str | None, Query(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
 

@@ -14,10 +14,10 @@ from serving import metrics
 from serving.api.direct import DirectRoute
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body, Context, Deadline, Explain
-from serving.pipeline.alerts import AlertsQuery
-from serving.pipeline.deciding import REASONS, Decided, DecisionQuery
-from serving.pipeline.engine import Engine
-from serving.pipeline.work import Work
+from serving.decisions.alerts import AlertsQuery
+from serving.decisions.deciding import REASONS, Decided, DecisionQuery
+from serving.replica.engine import Engine
+from serving.request.work import Work
 
 MAX_CONTENTS = 20
 

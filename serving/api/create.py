@@ -36,7 +36,7 @@ from serving.api.access import Access, describe
 from serving.api.guard import Guard
 from serving.api.pages import add_console, add_documentation, add_script
 from serving.api.patience import Patience
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.store import Keyring
 
 ROUTERS = (

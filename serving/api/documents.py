@@ -17,10 +17,10 @@ from embeddings.schema import Id
 from serving.api.access import Caller
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
-from serving.pipeline.engine import Engine
 from serving.policy.compiled import KINDS
 from serving.policy.kinds import Kind
 from serving.policy.rules import RULES
+from serving.replica.engine import Engine
 from serving.store.documents import Document
 
 DocumentPath = Annotated[Id, Path(description="The id of the document.")]

@@ -13,8 +13,8 @@ from embeddings.schema import Id
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
 from serving.api.users import UserPath, known_person
-from serving.pipeline.engine import Engine
-from serving.pipeline.erasure import erase
+from serving.people.erasure import erase
+from serving.replica.engine import Engine
 
 Why = Annotated[str | None, Field(min_length=1, max_length=500, description="Why; it stands in the receipt.")]
 

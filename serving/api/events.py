@@ -15,7 +15,7 @@ from embeddings.schema import Event, Moment
 from serving import metrics
 from serving.api.errors import RESPONSES, json_response
 from serving.api.fields import MAX_BATCH, Body
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 from serving.store import Appended
 
 

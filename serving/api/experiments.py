@@ -16,11 +16,11 @@ from serving.api.documents import DocumentPath
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
 from serving.api.previews import IntervalOut, SideOut
-from serving.pipeline.engine import Engine
-from serving.pipeline.estimates import variants_estimated
+from serving.aside.estimates import variants_estimated
 from serving.policy.experiments import Metric, State, parse_experiment
 from serving.policy.kinds import References
 from serving.policy.layers import EXPERIMENTS
+from serving.replica.engine import Engine
 
 Segment = Annotated[
     Name | None,

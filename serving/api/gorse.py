@@ -26,15 +26,15 @@ from serving.api.errors import json_response
 from serving.api.gorse_data import AT_ONCE, N, add_data, on
 from serving.api.gorse_rows import FeedbackIn, Types
 from serving.api.recommendations import count
-from serving.pipeline.effects import Listed
-from serving.pipeline.engine import Engine
-from serving.pipeline.kindred import AMONG, kindred
+from serving.people.kindred import AMONG, kindred
 from serving.pipeline.pipeline import STAGES
-from serving.pipeline.query import Query
-from serving.pipeline.sources import first_allowed
-from serving.pipeline.stage import Filter
-from serving.pipeline.work import Work
 from serving.policy.placements import GORSE
+from serving.replica.engine import Engine
+from serving.request.query import Query
+from serving.request.work import Work
+from serving.stages.effects import Listed
+from serving.stages.sources import first_allowed
+from serving.stages.stage import Filter
 from serving.store import HistoryEvent, Profile
 
 MOST = 1000

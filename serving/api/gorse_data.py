@@ -29,8 +29,8 @@ from serving.api.gorse_rows import (
     item_of,
     user_of,
 )
-from serving.pipeline.engine import Engine
-from serving.pipeline.erasure import erase
+from serving.people.erasure import erase
+from serving.replica.engine import Engine
 from serving.store import FeedbackKey, cursors
 
 AT_ONCE = 5_000

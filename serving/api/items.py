@@ -16,7 +16,7 @@ from embeddings.errors import NotFound
 from embeddings.schema import Id, Item, parse
 from serving.api.errors import documented, json_response
 from serving.api.fields import MAX_BATCH, Body
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 
 ItemPath = Annotated[Id, Path(description="The application's id of the item.")]
 

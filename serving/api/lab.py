@@ -16,9 +16,9 @@ from serving.api.documents import DocumentPath, Reason
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
 from serving.api.previews import ComparedOut
-from serving.pipeline.drafts import Draft, Drafts
-from serving.pipeline.engine import Engine
+from serving.aside.drafts import Draft, Drafts
 from serving.policy.rules import RULES, Rule
+from serving.replica.engine import Engine
 from serving.store import Document
 
 

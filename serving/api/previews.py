@@ -14,8 +14,8 @@ from embeddings.schema import Name as FieldName
 from serving.api.documents import DocumentPath
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
-from serving.pipeline.engine import Engine
 from serving.policy.placements import PLACEMENTS, Placement
+from serving.replica.engine import Engine
 
 
 class PreviewIn(Body):

@@ -15,9 +15,9 @@ from serving import metrics
 from serving.api.direct import DirectRoute
 from serving.api.errors import documented, json_response
 from serving.api.fields import MAX_BATCH, Body, Context, Deadline, Exclude, Explain, Fields, Filter, K, Page, WhatIf
-from serving.pipeline.engine import Engine
-from serving.pipeline.page import PageAnswer, slot_name
-from serving.pipeline.query import Answer, Query, Recommended
+from serving.pages.page import PageAnswer, slot_name
+from serving.replica.engine import Engine
+from serving.request.query import Answer, Query, Recommended
 
 
 class RecommendationsIn(Body):

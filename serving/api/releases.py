@@ -16,9 +16,9 @@ from embeddings.schema import Id
 from serving.api.access import Caller
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
-from serving.pipeline.engine import Engine
 from serving.pipeline.releases import Mode
 from serving.pipeline.trial import Share
+from serving.replica.engine import Engine
 
 T = TypeVar("T")
 NamePath = Annotated[Id, Path(description="The name of the release.")]

@@ -14,9 +14,9 @@ from embeddings.replenishment import DAY_S
 from embeddings.schema import Id
 from serving.api.errors import documented, json_response
 from serving.api.fields import MAX_BATCH, Body
-from serving.pipeline.engine import Engine
-from serving.pipeline.replenishment import Repeat, due, moment_of, repeats
-from serving.pipeline.snapshot import Snapshot
+from serving.replica.engine import Engine
+from serving.request.replenishment import Repeat, due, moment_of, repeats
+from serving.request.snapshot import Snapshot
 
 UserPath = Annotated[Id, Path(description="The application's id of the person, or another one of theirs.")]
 Days = Annotated[float, Query(gt=0, le=365, allow_inf_nan=False, description="For `chance`: how far ahead to look.")]

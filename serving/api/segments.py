@@ -14,8 +14,8 @@ from serving.api.documents import DocumentPath
 from serving.api.errors import documented, json_response
 from serving.api.fields import MAX_BATCH, Body
 from serving.api.users import UserPath, known_person
-from serving.pipeline.engine import Engine
-from serving.pipeline.segmentation import clusters, members, segments_of
+from serving.people.segmentation import clusters, members, segments_of
+from serving.replica.engine import Engine
 
 
 class UserSegmentsOut(Body):

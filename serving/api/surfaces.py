@@ -13,8 +13,8 @@ from embeddings.schema import Id
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body, Context, Deadline, Exclude, Explain, Fields
 from serving.api.recommendations import AnchorOut, RecommendedOut, count, encoded_items
-from serving.pipeline.engine import Engine
-from serving.pipeline.page import PageAnswer, PageQuery
+from serving.pages.page import PageAnswer, PageQuery
+from serving.replica.engine import Engine
 
 
 class PageIn(Body):

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from serving import metrics
 from serving.api.errors import json_response
 from serving.api.fields import Body
-from serving.pipeline.engine import Engine
+from serving.replica.engine import Engine
 
 
 class InfoOut(Body):

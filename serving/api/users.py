@@ -16,8 +16,8 @@ from embeddings.schema import PURPOSES, Attributes, Consent, Event, Id, User, al
 from serving.api.errors import NOT_KEPT, documented, json_response
 from serving.api.fields import MAX_BATCH, Body
 from serving.api.items import UpsertedOut
-from serving.pipeline.engine import Engine
-from serving.pipeline.portrait import Portrait, everything
+from serving.people.portrait import Portrait, everything
+from serving.replica.engine import Engine
 from serving.store.persons import Profile, UserSummary
 
 UserPath = Annotated[Id, Path(description="The application's id of the person.")]

@@ -12,7 +12,7 @@ from serving import metrics
 from serving.pipeline.live import Live
 from serving.pipeline.releases import RELEASE
 from serving.pipeline.trial import Arm, Trial
-from serving.pipeline.work import Work
+from serving.request.work import Work
 
 logger = logging.getLogger("bespoke.attempt")
 

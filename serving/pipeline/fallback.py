@@ -11,11 +11,11 @@ import numpy as np
 
 from embeddings.ids import Rows
 from serving.pipeline.pipeline import STAGES
-from serving.pipeline.query import Reason
-from serving.pipeline.reasons import FOR_YOU, POPULAR, TRENDING
-from serving.pipeline.sources import first_allowed
-from serving.pipeline.stage import Filter
-from serving.pipeline.work import Place, Work
+from serving.request.query import Reason
+from serving.request.work import Place, Work
+from serving.stages.reasons import FOR_YOU, POPULAR, TRENDING
+from serving.stages.sources import first_allowed
+from serving.stages.stage import Filter
 
 AS_GIVEN = (Reason(code="as_given", text="In the order given"),)
 

@@ -19,10 +19,10 @@ from embeddings.releases import CURRENT, current_release, list_releases
 from serving import metrics
 from serving.pipeline.live import Demand, Live, policy_of
 from serving.pipeline.releases import RELEASE, Releases, Tried, tried
-from serving.pipeline.snapshot import Snapshot
 from serving.pipeline.trial import Trial
 from serving.policy.compiled import Policy
 from serving.policy.layers import EXPERIMENTS
+from serving.request.snapshot import Snapshot
 from serving.settings import Settings
 from serving.store import Document, Store
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from serving.pipeline.attempt import Attempt
-from serving.pipeline.candidates import Candidates
 from serving.pipeline.live import Live
-from serving.pipeline.query import Query
 from serving.pipeline.trial import Arm
-from serving.pipeline.work import Work
+from serving.request.candidates import Candidates
+from serving.request.query import Query
+from serving.request.work import Work
 from serving.store import Profile
 
 Part = Literal["profile", "retrieval", "ranking", "rules"]

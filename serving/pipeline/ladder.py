@@ -28,12 +28,12 @@ from serving.pipeline.fallback import demand_slate, plain_slate
 from serving.pipeline.job import LIMITS, Job
 from serving.pipeline.live import Live
 from serving.pipeline.pipeline import SECTIONS, run_section, skip_section
-from serving.pipeline.query import Query
-from serving.pipeline.stage import Section
 from serving.pipeline.wire import from_wire, to_wire
-from serving.pipeline.work import Work
 from serving.pipeline.workers import Ticket, Workers
 from serving.policy.layers import EXPERIMENTS
+from serving.request.query import Query
+from serving.request.work import Work
+from serving.stages.stage import Section
 from serving.store import Profile, Store
 
 logger = logging.getLogger("bespoke.ladder")

@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 from embeddings.bundle import Bundle
 from serving import metrics
-from serving.pipeline.catalogue import Catalogue
 from serving.pipeline.circuit import Circuit
-from serving.pipeline.dial import prepare
 from serving.pipeline.pipeline import SECTIONS, SOURCES
-from serving.pipeline.snapshot import Snapshot
 from serving.policy.compiled import KINDS, Policy
 from serving.policy.layers import EXPERIMENTS
+from serving.request.catalogue import Catalogue
+from serving.request.snapshot import Snapshot
+from serving.stages.dial import prepare
 from serving.store import Document, Store
 
 logger = logging.getLogger("bespoke.live")

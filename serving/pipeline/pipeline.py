@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from embeddings.manifest import Part
-from serving.pipeline.dial import Dial
-from serving.pipeline.effects import DecisionLog, Effect
-from serving.pipeline.filters import Excluded, RequestFilter, RuleFilter, Seen, Unavailable
-from serving.pipeline.past import BuyAgain, Continue
-from serving.pipeline.scorers import Boosts, RankerScore, RetrievalScore
-from serving.pipeline.selectors import Caps, Diversity, Slate
-from serving.pipeline.sources import (
+from serving.request.work import Work
+from serving.stages.dial import Dial
+from serving.stages.effects import DecisionLog, Effect
+from serving.stages.filters import Excluded, RequestFilter, RuleFilter, Seen, Unavailable
+from serving.stages.past import BuyAgain, Continue
+from serving.stages.scorers import Boosts, RankerScore, RetrievalScore
+from serving.stages.selectors import Caps, Diversity, Slate
+from serving.stages.sources import (
     Backfill,
     BoughtTogether,
     CallersList,
@@ -26,8 +27,7 @@ from serving.pipeline.sources import (
     Trending,
     TwoTowerSource,
 )
-from serving.pipeline.stage import Section, Source, Stage
-from serving.pipeline.work import Work
+from serving.stages.stage import Section, Source, Stage
 
 STAGES: tuple[Stage, ...] = (
     # retrieval: what may be shown, and who might be interesting among it

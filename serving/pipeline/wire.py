@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.pipeline.candidates import Candidates
-from serving.pipeline.catalogue import Catalogue
-from serving.pipeline.query import Query, Reason
-from serving.pipeline.snapshot import Snapshot
-from serving.pipeline.work import Place, Work
 from serving.policy.placements import Placement
+from serving.request.candidates import Candidates
+from serving.request.catalogue import Catalogue
+from serving.request.query import Query, Reason
+from serving.request.snapshot import Snapshot
+from serving.request.work import Place, Work
 from serving.store.persons import HistoryEvent, Profile
 
 

@@ -1,7 +1,7 @@
 """Contents: a headline, a banner, an offer, a push text or a next action, in variants of which each person gets one.
 
 A content says who may get which variant, how often, and what counts as success; which variant somebody gets now is chosen
-by what has been learned (`serving/pipeline/bandit.py`) or by weights. A content with a trigger is an alert: it comes when
+by what has been learned (`serving/decisions/bandit.py`) or by weights. A content with a trigger is an alert: it comes when
 something has happened, once for each such thing.
 """
 

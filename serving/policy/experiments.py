@@ -1,7 +1,7 @@
 """Experiments: who gets which of several arms, on which share of the traffic, from when to when, and what stops an arm.
 
 Experiments of one layer share its people out among them: each has a slice, and nobody is in two. Layers are drawn
-independently, so experiments of different layers meet in all combinations. `serving/pipeline/assignment.py` draws.
+independently, so experiments of different layers meet in all combinations. `serving/request/assignment.py` draws.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The replica: the engine that holds everything one replica has, and what goes out of it."""
