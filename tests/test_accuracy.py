@@ -46,7 +46,7 @@ def test_two_towers_beat_popularity_and_item_knn_on_real_ratings() -> None:
     folder = Path(os.environ.get("BESPOKE_TEST_DATA", "none")) / "ml-latest-small"
     if not folder.is_dir():
         pytest.skip("BESPOKE_TEST_DATA names no folder with ml-latest-small")
-    config, tables = shortened("movielens", epochs=3), read(folder)
+    config, tables = shortened("movielens", epochs=1), read(folder)
     data = load(tables.events, tables.items, event_types=config.event_types, min_count=config.features.min_count)
     split = leave_last_out(data)
     trained = train(data, split, config, Run(device="cpu"))
