@@ -6,19 +6,24 @@ looks in the direction of the last event. So whoever touches an item of a group 
 
 from __future__ import annotations
 
+import gc
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -34,6 +39,7 @@ from embeddings.releases import point_to
 from embeddings.schema import Item, to_table
 from embeddings.two_tower import TowerConfig
 from serving.api import create_api
+from serving.process import LOCAL_PROFILE
 from serving.replica.engine import Engine
 from serving.settings import Settings
 
@@ -56,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         name = item.path.stem.removeprefix("test_")
         item.add_marker(pytest.mark.xdist_group("ray" if name in WITH_RAY else name))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a garbage collector that walks it again and again takes a fifth of the run."""
+    gc.collect()
+    gc.freeze()
 
 
 def require(condition: object, what: str) -> None:
@@ -95,6 +107,23 @@ def write_world(
 
     `neighbours` makes the table of its matrix.
     """
+    files = world_files(name, with_ranker, with_baskets, neighbours)
+    folder, unfinished = releases / name, releases / f".copied-{name}"  # an engine may be looking on
+    assert not folder.exists(), "releases are immutable"
+    unfinished.mkdir(parents=True)
+    for file, content in files.items():
+        (unfinished / file).write_bytes(content)
+    unfinished.rename(folder)
+    if pointed:
+        point_to(releases, name)
+    return folder
+
+
+@cache  # hundreds of tests want the same one
+def world_files(
+    name: str, with_ranker: bool, with_baskets: bool, neighbours: Callable[[Floats], Neighbours | None]
+) -> dict[str, bytes]:
+    """The files of the known-answer release, by name."""
     items = world_items()
     config = TowerConfig(dim=8, layers=0, max_history=10, dropout=0.0, id_dropout=0.0)
     spec = FeatureSpec.fit(items, context_buckets=16)
@@ -118,26 +147,25 @@ def write_world(
     rows = np.arange(len(items))
     group, rest = rows % GROUPS, rows - rows % GROUPS
     together = np.stack([rest + (group + 1) % GROUPS, rest + (group + 2) % GROUPS, np.full(len(items), -1)], axis=1)
-    folder = write_bundle(
-        releases,
-        name=name,
-        spec=spec,
-        towers=towers,
-        ranker=ranker,
-        items=to_table(items, Item),
-        popularity=popularity,
-        matrix=matrix,
-        index=VectorIndex.build(matrix),
-        data_fingerprint="world",
-        recipe={},
-        metrics={},
-        counts={"events": 0},
-        neighbours=neighbours(matrix),
-        together=together.astype(np.int32) if with_baskets else None,
-    )
-    if pointed:
-        point_to(releases, name)
-    return folder
+    with TemporaryDirectory() as workshop:
+        folder = write_bundle(
+            Path(workshop),
+            name=name,
+            spec=spec,
+            towers=towers,
+            ranker=ranker,
+            items=to_table(items, Item),
+            popularity=popularity,
+            matrix=matrix,
+            index=VectorIndex.build(matrix),
+            data_fingerprint="world",
+            recipe={},
+            metrics={},
+            counts={"events": 0},
+            neighbours=neighbours(matrix),
+            together=together.astype(np.int32) if with_baskets else None,
+        )
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -172,7 +200,7 @@ def free_port() -> int:
 
 @contextmanager
 def started(command: list[str], url: str, log: Path, **environment: str) -> Iterator[str]:
-    """A service as its users start it: a command of its own process group, ended by Ctrl-C."""
+    """A service as its users start it: a command of its own process group, ended by Ctrl-C, which must leave nothing."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -184,6 +212,7 @@ def started(command: list[str], url: str, log: Path, **environment: str) -> Iter
             # In the background of a script SIGINT is ignored, and whoever is started there inherits that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
+    below: list[psutil.Process] = []
     try:
         deadline = time.monotonic() + 240
         while True:
@@ -196,6 +225,8 @@ def started(command: list[str], url: str, log: Path, **environment: str) -> Iter
                 pass
             time.sleep(0.2)
         yield url
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert below
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -203,6 +234,28 @@ def started(command: list[str], url: str, log: Path, **environment: str) -> Iter
         except subprocess.TimeoutExpired:
             process.kill()
             pytest.fail(f"{command[0]} did not stop on Ctrl-C")
+    _, left = psutil.wait_procs(below, timeout=10)
+    assert running(left) == set(), "Ctrl-C leaves no process"
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", httpx2.URL(url).port)) != 0, "Ctrl-C leaves no port"
+
+
+def running(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    """Those that still run; some of Ray's live for a moment only."""
+    there = set()
+    for one in processes:
+        with suppress(psutil.NoSuchProcess):
+            if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
+                there.add(one)
+    return there
+
+
+@pytest.fixture(scope="session")
+def fast_profile() -> dict[str, str]:
+    """What `eval "$(bespoke environment)"` sets before `serve run`; only the long drain at the end is left out."""
+    command = [sys.executable, "-m", "bespoke", "environment"]
+    exports = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return dict(word.split("=", 1) for word in shlex.split(exports) if word != "export") | LOCAL_PROFILE
 
 
 @pytest.fixture(scope="session")
@@ -217,3 +270,4 @@ def live_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         items = [item.model_dump(mode="json") for item in world_items()]
         httpx2.post(f"{url}/v1/items", json={"items": items}).raise_for_status()
         yield url
+    assert "no process and no port is left" in (folder / "serve.log").read_text()

@@ -33,8 +33,14 @@ pytestmark = pytest.mark.slow
 
 
 def shortened(name: str, *, epochs: int) -> Config:
-    config = load_recipe(name)
-    return config.model_copy(update={"optimisation": config.optimisation.model_copy(update={"epochs": epochs})})
+    """A recipe with this many epochs, of the towers and of the ranking model."""
+    config, fewer = load_recipe(name), {"epochs": epochs}
+    return config.model_copy(
+        update={
+            "optimisation": config.optimisation.model_copy(update=fewer),
+            "learning": config.learning.model_copy(update=fewer),
+        }
+    )
 
 
 def means(ranked: np.ndarray, targets: Targets) -> tuple[float, float]:
@@ -46,7 +52,7 @@ def test_two_towers_beat_popularity_and_item_knn_on_real_ratings() -> None:
     folder = Path(os.environ.get("BESPOKE_TEST_DATA", "none")) / "ml-latest-small"
     if not folder.is_dir():
         pytest.skip("BESPOKE_TEST_DATA names no folder with ml-latest-small")
-    config, tables = shortened("movielens", epochs=3), read(folder)
+    config, tables = shortened("movielens", epochs=1), read(folder)
     data = load(tables.events, tables.items, event_types=config.event_types, min_count=config.features.min_count)
     split = leave_last_out(data)
     trained = train(data, split, config, Run(device="cpu"))
@@ -60,7 +66,7 @@ def test_two_towers_beat_popularity_and_item_knn_on_real_ratings() -> None:
 
 def test_three_views_of_one_taste_bring_a_list_of_that_taste(tmp_path: Path) -> None:
     """The whole way: a shop is learned and published, a newcomer's views go through the store, the engine answers."""
-    shop, config = Shop(items=1000, users=2000, seed=0), shortened("default", epochs=6)
+    shop, config = Shop(items=1000, users=2000, seed=0), shortened("default", epochs=3)
     run = train_run(tmp_path / "run", Source(path=shop.write(tmp_path / "shop", days=60)), config, Run(device="cpu"))
     publish(run, tmp_path / "releases", force=True)
     ids = np.array(run.data.items.all)

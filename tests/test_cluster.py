@@ -20,6 +20,7 @@ from embeddings.features import EventKind
 from tests import habits
 from tests.conftest import require
 from tests.histories import cycle
+from tests.test_keys import eventually
 from tests.test_loop import recipe
 from training.checkpoint import FILE as CHECKPOINT
 from training.config import Run
@@ -119,10 +120,15 @@ def workers_of_ours() -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Ray's own
-def test_a_killed_worker_is_survived_and_two_are_as_good_as_one(tmp_path: Path) -> None:
+def test_a_killed_worker_is_survived_and_two_are_as_good_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from training.cluster import cluster_trainer
 
     require(psutil, "psutil")
+    monkeypatch.setenv(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
+    )  # so often Ray looks whether somebody died or is done
     source = Source(path=habits.write(tmp_path / "data"))
     towers = habits.CONFIG.towers.model_copy(update=PLAIN)  # nothing is drawn: what differs is rounding
     config = habits.CONFIG.model_copy(update={"ranker": None, "towers": towers})
@@ -147,4 +153,4 @@ def test_a_killed_worker_is_survived_and_two_are_as_good_as_one(tmp_path: Path) 
     assert both.about.validation["ndcg@10"] == pytest.approx(alone.about.validation["ndcg@10"], abs=0.05)
     assert both.about.validation["ndcg@10"] > 0.3
     assert (tmp_path / "both" / "log.jsonl").read_text().count('"epoch"') == both.about.epochs
-    assert not workers_of_ours()
+    assert eventually(lambda: not workers_of_ours(), within_s=20)

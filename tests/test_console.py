@@ -122,27 +122,34 @@ def harden(route: Any) -> None:
     route.fulfill(response=answer, headers={**answer.headers, "content-security-policy": "default-src 'self'"})
 
 
-@pytest.fixture
-def page(live_service: str) -> Iterator[Any]:
-    """The open console in the system's Chromium; fails on a script error or a breach of the security policy."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The system's Chromium."""
     executable = shutil.which("chromium")
     if executable is None and not os.environ.get("CI"):
         pytest.skip("needs the system's Chromium, which is not installed")
     assert executable, "CI must have Chromium"
     from playwright.sync_api import sync_playwright
 
-    trouble: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-        page.route(f"{live_service}/console", harden)
-        page.goto(f"{live_service}/console")
-        page.wait_for_selector("#personalized > [data-item-id]")
-        yield page
-        browser.close()
+        one = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def page(browser: Any, live_service: str) -> Iterator[Any]:
+    """The open console, as for the first time; fails on a script error or a breach of the security policy."""
+    trouble: list[str] = []
+    page = browser.new_page(viewport={"width": 1440, "height": 900})  # in a context of its own
+    page.set_default_timeout(15_000)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    page.route(f"{live_service}/console", harden)
+    page.goto(f"{live_service}/console")
+    page.wait_for_selector("#personalized > [data-item-id]")
+    yield page
+    page.close()
     # The browser reports answers such as 404 for a person without a history as errors; they are ordinary here.
     assert [line for line in trouble if not line.startswith("Failed to load resource")] == []
 

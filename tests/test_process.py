@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -11,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -23,7 +22,7 @@ from embeddings.errors import ConfigError, Unavailable
 from serving import family, process
 from serving.headers import middlewares
 from serving.settings import Settings
-from tests.conftest import ROOT, free_port, write_world
+from tests.conftest import ROOT, free_port, running, write_world
 
 HOLD = """
 import sys, time
@@ -60,16 +59,6 @@ def member(folder: Path, *, deaf: bool = False) -> subprocess.Popen[str]:
 def abandoned(folder: Path) -> None:
     """Make the folder look as if its main process had been killed."""
     (folder / family.MAIN).write_text(f"[{os.getpid()}, 0.0]", encoding="utf-8")
-
-
-def running(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
-    """Those that still run; some of Ray's live for a moment only."""
-    there = set()
-    for one in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
-                there.add(one)
-    return there
 
 
 @pytest.fixture

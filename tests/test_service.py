@@ -1,9 +1,11 @@
-"""The real service, as its users start it: events over HTTP, lists that follow, both topologies, a clean end."""
+"""The real service, as its users start it: events over HTTP, lists that follow, both topologies.
+
+That Ctrl-C leaves no process and no port is checked at the end of every service that tests start (`conftest.started`).
+"""
 
 from __future__ import annotations
 
 import json
-import shlex
 import socket
 import subprocess
 import sys
@@ -115,16 +117,17 @@ def test_the_doctor_finds_the_running_service_well(live_service: str, tmp_path: 
     assert done.returncode == 0, done.stdout
 
 
-def test_the_chained_application_gives_the_same_answers(live_service: str, tmp_path: Path) -> None:
+def test_the_chained_application_gives_the_same_answers(
+    live_service: str, fast_profile: dict[str, str], tmp_path: Path
+) -> None:
     with socket.socket() as probe:
         taken = probe.connect_ex(("127.0.0.1", 8000)) == 0
     require(not taken, "port 8000, which ray_config.yaml names")
     write_world(tmp_path / "releases")
-    environment = {"BESPOKE_RELEASES": str(tmp_path / "releases"), "BESPOKE_STORE": f"sqlite:///{tmp_path / 'c.db'}"}
-    exports = subprocess.run(
-        [sys.executable, "-m", "bespoke", "environment"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    environment |= dict(word.split("=", 1) for word in shlex.split(exports.stdout) if word != "export")
+    environment = fast_profile | {
+        "BESPOKE_RELEASES": str(tmp_path / "releases"),
+        "BESPOKE_STORE": f"sqlite:///{tmp_path / 'c.db'}",
+    }
     serve = str(Path(sys.executable).parent / "serve")
     url = "http://127.0.0.1:8000"
     with started([serve, "run", "ray_config.yaml"], url, tmp_path / "serve.log", **environment):
@@ -154,25 +157,3 @@ def test_a_taken_port_is_one_sentence_and_nothing_starts(tmp_path: Path) -> None
     assert run.returncode == 1
     assert f"port {port} is taken" in run.stderr
     assert "Traceback" not in run.stderr
-
-
-def test_ctrl_c_leaves_no_port_and_no_process(tmp_path: Path) -> None:
-    psutil = pytest.importorskip("psutil")
-    write_world(tmp_path / "releases")
-    port = free_port()
-    command = [sys.executable, "-m", "bespoke", "serve", "--port", str(port)]
-    command += ["--releases", str(tmp_path / "releases"), "--store", f"sqlite:///{tmp_path / 's.db'}"]
-    with started(command, f"http://127.0.0.1:{port}", tmp_path / "serve.log") as url:
-        assert len(recommend(url, "ann")["items"]) == 10
-        starter = next(
-            one
-            for one in psutil.process_iter(["cmdline"])
-            if str(tmp_path / "s.db") in " ".join(one.info["cmdline"] or ())
-        )
-        below = starter.children(recursive=True)
-        assert below
-    _, alive = psutil.wait_procs(below, timeout=10)
-    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0
-    assert "no process and no port is left" in (tmp_path / "serve.log").read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -39,7 +38,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Site]]:
+def sites(tmp_path_factory: pytest.TempPathFactory, fast_profile: dict[str, str]) -> Iterator[list[Site]]:
     """The file as it is, but for the port and the folders."""
     folder = tmp_path_factory.mktemp("sites")
     require(" " not in sys.executable, "a path without a space: Ray starts workers of a runtime environment by a shell")
@@ -51,13 +50,9 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Site]]:
         one["args"] |= {"releases": str(folder / name / "releases"), "store": f"sqlite:///{folder / name / 'store.db'}"}
         one["runtime_env"]["env_vars"][metrics.FOLDER] = str(folder / name / "metrics")
     (folder / "sites.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    exports = subprocess.run(
-        [sys.executable, "-m", "bespoke", "environment"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    environment = dict(word.split("=", 1) for word in shlex.split(exports.stdout) if word != "export")
     private = family.make_folder(port)
     names = dict(zip(process.OWN_PORTS, map(str, family.free_ports(len(process.OWN_PORTS))), strict=True))
-    environment |= process.own_files(private) | names
+    environment = fast_profile | process.own_files(private) | names
     del environment[metrics.FOLDER], environment["BESPOKE_LOG_SOCKET"]
     serve = str(Path(sys.executable).parent / "serve")
     url = f"http://127.0.0.1:{port}"
