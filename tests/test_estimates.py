@@ -20,6 +20,8 @@ from serving.aside import estimates
 from serving.policy.placements import PLACEMENTS
 from serving.replica.engine import Engine
 from serving.settings import Settings
+from serving.stages import selectors
+from serving.stages.exploration import Order
 from serving.store import Store
 from tests.test_api import error
 from tests.test_ladder import running
@@ -29,8 +31,20 @@ from tests.test_results import shown
 from tests.test_store import fresh_url
 
 PEOPLE = 120
+HOUR = datetime(2026, 1, 15, 13, tzinfo=UTC)
 FEW = {"attribute": "price", "op": "le", "value": 6}
 DRAFT = {"values": {"price": 1000.0}, "k": 3}
+
+
+@pytest.fixture(autouse=True)
+def one_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is shown something else is drawn anew every hour, and in some hours too few of these people are."""
+    draw = selectors.explored
+
+    def explored(*args: Any, **fields: Any) -> Order:
+        return draw(*args, **fields | {"at": HOUR})
+
+    monkeypatch.setattr(selectors, "explored", explored)
 
 
 @pytest.fixture(params=["fused", "chained"])
