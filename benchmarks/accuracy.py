@@ -143,8 +143,7 @@ def run_seed(protocol: Protocol, config: Config, run: Run, *, k: int) -> Outcome
         if protocol.refits:
             trained = refit(data, protocol.final, config, run, chosen, progress=follow)
         # After a refit nothing is left that the towers have not seen: a ranking model needs just that.
-        held = protocol.final.validation
-        fitted = train_ranker(data, held, trained.towers, config, seed=run.seed, say=say)
+        fitted = train_ranker(data, protocol.final, trained.towers, config, seed=run.seed, say=say)
     seconds, test, matrix = time.monotonic() - started, protocol.final.test, item_matrix(data, trained.towers)
     depth = k if fitted is None else max(k, fitted.ranker.config.candidates)
     ranked = rank_two_tower(data, trained.towers, matrix, test, depth=depth)

@@ -121,7 +121,7 @@ def write_release(releases: Path, name: str, rows: list[Item]) -> None:
         name=name,
         spec=spec,
         towers=towers,
-        ranker=Ranker(RankerConfig(objectives=objectives), dim=TowerConfig().dim).eval(),
+        ranker=Ranker(RankerConfig(objectives=objectives), dim=TowerConfig().dim, items=len(rows)).eval(),
         items=to_table(rows, Item),
         popularity=np.ones((len(rows), 2)),
         matrix=matrix,

@@ -41,6 +41,7 @@ from embeddings.neighbours import Neighbours
 from embeddings.ranker import Ranker
 from embeddings.replenishment import Paces
 from embeddings.schema import ITEMS, Item, from_table
+from embeddings.successors import Successors
 from embeddings.two_tower import ItemTower, TowerConfig, TwoTower, UserEnsemble, UserTower
 
 
@@ -99,9 +100,18 @@ class Bundle:
     @cached_property
     def ranker_pass(self) -> FusedRanker:
         """The ranking model for one list at a time; raises `BundleError` where there is none."""
+        return FusedRanker(self._model)
+
+    @cached_property
+    def successors(self) -> Successors:
+        """What followed each item, by rows of this release; raises `BundleError` where there is no ranking model."""
+        return self._model.successors
+
+    @property
+    def _model(self) -> Ranker:
         if self.ranker is None:
             raise BundleError(f"release '{self.name}' has no ranking model, or was opened without it")
-        return FusedRanker(self.ranker)
+        return self.ranker
 
     @property
     def index(self) -> VectorIndex:

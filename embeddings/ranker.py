@@ -1,10 +1,10 @@
 """The ranking model: orders the few hundred candidates that retrieval found.
 
 It sees each candidate beside the whole history (attention with the candidate as the query, as in DIN, Zhou et al.,
-2018), the retrieval score, and statistics of the item. It predicts several objectives at once (click, cart, purchase,
-…), each calibrated by Platt scaling; the final score is the sum of objective weight x probability. Its logit starts as
-the retrieval score itself plus a correction of zero, so an untrained ranker keeps the retrieval order, and training can
-only move away from it where validation agrees.
+2018), the retrieval score, statistics of the item, and how often it followed the latest events (`Successors`). It predicts
+several objectives at once (click, cart, purchase, …), each calibrated by Platt scaling; the final score is the sum of
+objective weight x probability. Its logit starts as the retrieval score itself plus a correction of zero, so an untrained
+ranker keeps the retrieval order, and training can only move away from it where validation agrees.
 
 Shape suffixes: B lists, K candidates, L events, D dimensions, O objectives, F dense features.
 """
@@ -22,11 +22,26 @@ from torch.nn import functional as F
 
 from embeddings.errors import unknown_name
 from embeddings.features import Floats
+from embeddings.ids import UNKNOWN
+from embeddings.successors import Successors
 
-FEATURES = ("score", "rank", "popularity", "recent_popularity", "age", "price_gap", "repeats", "known")
+FEATURES = (
+    "score",
+    "rank",
+    "popularity",
+    "recent_popularity",
+    "age",
+    "price_gap",
+    "repeats",
+    "known",
+    "follows",
+    "follows_last",
+)
 """Dense features of a candidate, in column order; see `candidate_features`."""
 
 UNKNOWN_AGE_DAYS = 365.0
+CLOSENESS = 100.0
+"""Successors are a few hundredths close; below that the logarithm is a straight line."""
 
 
 class RankerConfig(BaseModel):
@@ -39,6 +54,7 @@ class RankerConfig(BaseModel):
     dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
     history: int = Field(default=50, ge=1, le=1000, description="events of the history it attends to")
     candidates: int = Field(default=200, ge=10, le=2000, description="length of the lists it learns from and ranks")
+    successors: int = Field(default=32, ge=0, le=500, description="kept of each item; 0 asks for none")
 
 
 def candidate_features(
@@ -51,12 +67,13 @@ def candidate_features(
     history_prices: npt.NDArray[np.float64],
     repeats: npt.NDArray[np.int64],
     known: npt.NDArray[np.bool_],
+    follows: Floats,
 ) -> Floats:
     """Dense features [K, F] of one list of K candidates, every column of the order of one.
 
     `scores` are retrieval scores; popularities are event counts known at request time; `age_days` and `prices` are NaN
     where unknown; `history_prices` are those of the history; `repeats` counts the candidate in the history; `known`
-    says whether the model has an id embedding for it.
+    says whether the model has an id embedding for it; `follows` [K, 2] is what `Successors.follow` says of them.
     """
     K = len(scores)
     ranks = np.empty(K, dtype=np.float64)
@@ -73,6 +90,7 @@ def candidate_features(
         np.nan_to_num(gap).clip(-3.0, 3.0),
         np.log1p(repeats),
         known,
+        *(np.log1p(CLOSENESS * follows) / 3.0).T,
     )
     return np.stack([np.asarray(column, dtype=np.float32) for column in columns], axis=1)
 
@@ -82,8 +100,11 @@ class Ranker(nn.Module):
 
     slope: Tensor
     offset: Tensor
+    next_rows: Tensor
+    next_weights: Tensor
 
-    def __init__(self, config: RankerConfig, *, dim: int) -> None:
+    def __init__(self, config: RankerConfig, *, dim: int, items: int = 0, successors: Successors | None = None) -> None:
+        """`successors` of `items` items are part of the model: what it learned to make of them holds for no others."""
         super().__init__()
         self.config = config
         objectives = len(config.objectives)
@@ -102,6 +123,17 @@ class Ranker(nn.Module):
         # Platt scaling, fitted after training on held-out lists: probability = sigmoid(slope * logit + offset).
         self.register_buffer("slope", torch.ones(objectives))
         self.register_buffer("offset", torch.zeros(objectives))
+        shape = (items, config.successors)
+        rows, weights = torch.full(shape, UNKNOWN, dtype=torch.int32), torch.zeros(shape, dtype=torch.float16)
+        if successors is not None:
+            rows, weights = torch.from_numpy(successors.rows), torch.from_numpy(successors.weights)
+        self.register_buffer("next_rows", rows)
+        self.register_buffer("next_weights", weights)
+
+    @property
+    def successors(self) -> Successors:
+        """What followed each item while it was trained."""
+        return Successors(rows=self.next_rows.cpu().numpy(), weights=self.next_weights.cpu().numpy())
 
     def forward(
         self, user_BD: Tensor, history_BLD: Tensor, mask_BL: Tensor, items_BKD: Tensor, features_BKF: Tensor

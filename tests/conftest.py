@@ -142,7 +142,8 @@ def world_files(
             if token.startswith("categories=group-"):
                 towers.items.tokens.weight[row, 2 * int(token[-1])] = 0.5
     matrix = towers.items.encode(spec.item_features(items, np.arange(len(items))))
-    ranker = Ranker(RankerConfig(objectives=("view", "purchase"), candidates=50), dim=8).eval() if with_ranker else None
+    ranking = RankerConfig(objectives=("view", "purchase"), candidates=50)
+    ranker = Ranker(ranking, dim=8, items=len(items)).eval() if with_ranker else None
     popularity = np.tile(np.arange(len(items), 0, -1, dtype=np.float64)[:, None], (1, 2))
     rows = np.arange(len(items))
     group, rest = rows % GROUPS, rows - rows % GROUPS

@@ -35,7 +35,7 @@ def write(releases: Path, name: str = "one", *, ranker: bool = True, spoil: str 
     torch.manual_seed(1)
     spec = FeatureSpec.fit(ITEMS, text_buckets=64, context_buckets=32)
     towers = build_towers(TowerConfig(dim=8, layers=1, max_history=5), spec, items=len(ITEMS)).eval()
-    model = Ranker(RankerConfig(objectives=("click", "purchase")), dim=8).eval() if ranker else None
+    model = Ranker(RankerConfig(objectives=("click", "purchase")), dim=8, items=len(ITEMS)).eval() if ranker else None
     if model is not None:
         torch.nn.init.normal_(model.heads.weight)
     matrix = towers.items.encode(spec.item_features(ITEMS, np.arange(len(ITEMS))))

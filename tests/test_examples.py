@@ -8,13 +8,14 @@ import pytest
 from embeddings.bundle import build_towers
 from embeddings.features import EventKind
 from embeddings.ids import UNKNOWN
-from embeddings.ranker import RankerConfig
+from embeddings.ranker import CLOSENESS, RankerConfig
 from embeddings.schema import Item
 from embeddings.two_tower import TowerConfig, TwoTower
 from tests.histories import START, Touch, cycle, dataset
 from training.contenders import item_matrix
 from training.dataset import Dataset, leave_last_out
 from training.examples import DAY_S, EventCounts, ListMaker, outcomes
+from training.successors import count_successors
 
 SHOP = {"view": EventKind(), "purchase": EventKind(), "impression": EventKind(weight=0.0, positive=False)}
 
@@ -81,7 +82,8 @@ def test_lists_hold_the_best_unseen_items_with_their_features() -> None:
     towers = towers_for(data)
     matrix = item_matrix(data, towers)
     split = leave_last_out(data)
-    maker = ListMaker(data, towers, matrix, RankerConfig(objectives=("view",), candidates=12, history=3))
+    successors = count_successors(data, split.train, width=5)
+    maker = ListMaker(data, towers, matrix, RankerConfig(objectives=("view",), candidates=12, history=3), successors)
     lists = maker.make(split.test)
     assert lists.rows.shape == (30, 12)
     counts = EventCounts(data)
@@ -94,14 +96,19 @@ def test_lists_hold_the_best_unseen_items_with_their_features() -> None:
         total = counts.before(lists.rows[q], split.test.times[q])
         np.testing.assert_allclose(lists.features[q, :, 2], np.log1p(total) / 5, rtol=1e-6)
         assert lists.history[q].tolist() == past[-3:].tolist()
+        close = np.log1p(CLOSENESS * successors.follow(past, lists.rows[q])) / 3
+        np.testing.assert_allclose(lists.features[q, :, -2:], close, rtol=1e-6)
+    assert lists.features[..., -2:].any()
     assert np.isfinite(lists.features).all()
 
 
 def test_chunks_are_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     data = cycle(people=23)
     towers = towers_for(data)
-    maker = ListMaker(data, towers, item_matrix(data, towers), RankerConfig(objectives=("view",), candidates=30))
-    targets = leave_last_out(data).test
+    split = leave_last_out(data)
+    config, successors = RankerConfig(objectives=("view",), candidates=30), count_successors(data, split.train, width=5)
+    maker = ListMaker(data, towers, item_matrix(data, towers), config, successors)
+    targets = split.test
     whole = maker.make(targets)
     monkeypatch.setattr("training.examples.CHUNK", 5)
     parts = list(maker.chunks(targets))

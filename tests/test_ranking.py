@@ -23,6 +23,7 @@ from training.dataset import Dataset, leave_last_out
 from training.examples import ListMaker
 from training.metrics import expected_calibration_error, score
 from training.ranking import Learning, fit_ranker, held_out, listwise_loss, predict, rerank
+from training.successors import count_successors
 
 VIEW = {"view": EventKind(), "purchase": EventKind()}
 CONFIG = RankerConfig(objectives=("view",), hidden=(8,), candidates=20, history=8, dropout=0.0)
@@ -41,7 +42,8 @@ def maker_for(data: Dataset, config: RankerConfig = CONFIG) -> ListMaker:
     """Lists of towers that have learned nothing: their order is arbitrary, but always the same."""
     torch.manual_seed(3)
     towers = build_towers(TowerConfig(dim=8, layers=1, max_history=8), data.spec, items=len(data.items)).eval()
-    return ListMaker(data, towers, item_matrix(data, towers), config)
+    successors = count_successors(data, leave_last_out(data).train, width=config.successors)
+    return ListMaker(data, towers, item_matrix(data, towers), config, successors)
 
 
 def bargains(people: int = 120) -> Dataset:

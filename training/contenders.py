@@ -100,9 +100,10 @@ def rank_release(release: Bundle, data: Dataset, targets: Targets, *, depth: int
     own = read_by(data, release.spec)
     matrix = vectors_of(own, release.towers, release.ids)
     lists = rank_two_tower(own, release.towers, matrix, targets, depth=depth)
-    return (
-        lists if release.ranker is None else rank_ranker(own, release.towers, matrix, release.ranker, targets, lists)[0]
-    )
+    if release.ranker is None:
+        return lists
+    rows = release.ids.rows(data.items.all)
+    return rank_ranker(own, release.towers, matrix, release.ranker, targets, lists, rows=rows)[0]
 
 
 def read_by(data: Dataset, spec: FeatureSpec) -> Dataset:
@@ -174,13 +175,22 @@ def training_matrix(data: Dataset, split: Split) -> tuple[Any, Any]:
 
 
 def rank_ranker(
-    data: Dataset, towers: TwoTower, matrix: Floats, ranker: Ranker, targets: Targets, retrieved: Ints
+    data: Dataset,
+    towers: TwoTower,
+    matrix: Floats,
+    ranker: Ranker,
+    targets: Targets,
+    retrieved: Ints,
+    *,
+    rows: Ints | None = None,
 ) -> tuple[Ints, Predictions]:
     """Reorder the head of the `retrieved` lists [Q, K] as the service does; a longer list goes on in retrieval order.
 
-    Also returns what the model predicted of all its candidates, with the outcomes.
+    Also returns what the model predicted of all its candidates, with the outcomes. `rows` [N] are those of today's items
+    in the catalogue that the model was trained on, if that was another.
     """
-    maker, ranked, at = ListMaker(data, towers, matrix, ranker.config), retrieved.copy(), 0
+    maker = ListMaker(data, towers, matrix, ranker.config, ranker.successors, rows=rows)
+    ranked, at = retrieved.copy(), 0
     predicted, labels = [], []
     for lists in maker.chunks(targets):
         own = np.arange(at, at + len(lists))

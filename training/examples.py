@@ -17,6 +17,7 @@ import numpy.typing as npt
 from embeddings.features import Floats, Ints
 from embeddings.ids import UNKNOWN
 from embeddings.ranker import FEATURES, RankerConfig, candidate_features
+from embeddings.successors import Successors
 from embeddings.two_tower import TwoTower
 from training.dataset import Dataset, Mask, Targets, Times
 from training.queries import encode_queries, rank_all, seen_items
@@ -79,8 +80,19 @@ class Lists:
 class ListMaker:
     """Makes the lists of any targets of one data set, as one retriever sees it."""
 
-    def __init__(self, data: Dataset, towers: TwoTower, matrix: Floats, config: RankerConfig) -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        towers: TwoTower,
+        matrix: Floats,
+        config: RankerConfig,
+        successors: Successors,
+        *,
+        rows: Ints | None = None,
+    ) -> None:
+        """`rows` [N] are the items' in the table of successors, if that was counted over another catalogue."""
         items = data.item_rows()
+        self.successors, self.rows = successors, np.arange(len(items)) if rows is None else rows
         self.data, self.towers, self.matrix, self.config = data, towers, matrix, config
         self.counts = EventCounts(data)
         self.prices = np.array([np.nan if item.price is None else item.price for item in items], dtype=np.float64)
@@ -105,6 +117,7 @@ class ListMaker:
                 history_prices=self.prices[known],
                 repeats=np.zeros(len(found), dtype=np.int64),  # what was touched before is not on the list
                 known=np.ones(len(found), dtype=np.bool_),
+                follows=self.successors.follow(self.rows[known], self.rows[found]),
             )
         return Lists(queries=queries, rows=rows, features=features, history=_latest(seen, self.config.history))
 

@@ -152,7 +152,7 @@ def measure(run: TrainedRun, matrix: Floats) -> Figures:
     figures = {name: _means(ranked, asked) for name, ranked in lists.items()}
     held = asked.take(np.flatnonzero(held_out(run.data, asked)))
     if run.ranker is not None and len(held):
-        candidates = ListMaker(run.data, run.towers, matrix, run.ranker.config).make(held)
+        candidates = ListMaker(run.data, run.towers, matrix, run.ranker.config, run.ranker.successors).make(held)
         figures["retrieval_held_out"] = _means(candidates.rows, held)
         figures["ranker_held_out"] = _means(rerank(run.ranker, candidates, matrix), held)
     return figures

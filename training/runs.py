@@ -47,13 +47,14 @@ from training.about import (
 from training.checkpoint import FILE as CHECKPOINT
 from training.config import Config, Run, parse_config
 from training.contenders import item_matrix
-from training.dataset import Dataset, Split, Targets, leave_last_out, leave_share_out, load, temporal
+from training.dataset import Dataset, Split, leave_last_out, leave_share_out, load, temporal
 from training.device import pick_device, seeded
 from training.evaluate import Evaluation, evaluate
 from training.examples import ListMaker
 from training.loop import Progress, Trained, train
 from training.ranking import Fitted, Report, fit_ranker
 from training.sources import read
+from training.successors import count_successors
 from training.tracking import MLFLOW, Tracker, tracking
 from training.warm_start import Origin, Transplant, transplant
 
@@ -153,7 +154,7 @@ def train_run(
         trained = trainer(data, split, config, options, start=start, progress=_follow(folder, config, say, tracker))
         tracker.outcome(config, trained.validation)
     with seeded(run, torch.device("cpu")):
-        fitted = train_ranker(data, split.validation, trained.towers, config, seed=run.seed, say=say)
+        fitted = train_ranker(data, split, trained.towers, config, seed=run.seed, say=say)
     _clear(folder)
     _write(folder / CONFIG, config.model_dump_json(indent=1))
     _write(folder / FEATURES, data.spec.model_dump_json(indent=1))
@@ -213,7 +214,7 @@ def open_run(folder: Path) -> TrainedRun:
         raise DataError(f"the data in {about.source.path} are not those that {folder} was trained on; train again")
     towers = build_towers(config.towers, data.spec, items=len(data.items))
     _load(towers, folder / TOWERS)
-    ranker = Ranker(about.ranker, dim=config.towers.dim) if about.ranker else None
+    ranker = Ranker(about.ranker, dim=config.towers.dim, items=len(data.items)) if about.ranker else None
     if ranker is not None:
         _load(ranker, folder / RANKER)
     return TrainedRun(
@@ -261,16 +262,17 @@ def _warm_start(origin: Origin, moved: Transplant, trained: Trained) -> WarmStar
 
 
 def train_ranker(
-    data: Dataset, targets: Targets, towers: TwoTower, config: Config, *, seed: int, say: Say
+    data: Dataset, split: Split, towers: TwoTower, config: Config, *, seed: int, say: Say
 ) -> Fitted | None:
     """Train the ranking model that a configuration asks for; None if it asks for none, or nothing is held out."""
-    if config.ranker is None or not len(targets):
+    if config.ranker is None or not len(split.validation):
         return None
     say("ranking lists", 0.0)
-    maker = ListMaker(data, towers, item_matrix(data, towers), config.ranker)
+    successors = count_successors(data, split.train, width=config.ranker.successors)
+    maker = ListMaker(data, towers, item_matrix(data, towers), config.ranker, successors)
     return fit_ranker(
         maker,
-        targets,
+        split.validation,
         learning=config.learning,
         seed=seed,
         progress=lambda done, of: say(f"ranker, epoch {done}", done / of),

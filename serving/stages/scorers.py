@@ -76,6 +76,7 @@ class RankerScore(Scorer):
             history_prices=catalogue.prices[work.history_rows],
             repeats=repeats,
             known=rows < catalogue.split,
+            follows=bundle.successors.follow(work.history_rows, rows),
         )
         history = work.history_vectors
         if ranker.config.history != bundle.manifest.towers.max_history:
