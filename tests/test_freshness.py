@@ -75,7 +75,7 @@ def test_a_replica_that_cannot_catch_up_in_time_answers_all_the_same(
 ) -> None:
     one, other = replicas
     monkeypatch.setattr(other.ladder, "deadline_s", 0.3)
-    with other._lock:  # as if a large import were being encoded
+    with other.holdings._lock:  # as if a large import were being encoded
         one.store.catalogue.upsert([Item(item_id="new")])
         began = time.monotonic()
         assert len(ask(other).items) == 10
