@@ -8,7 +8,6 @@ something has happened, once for each such thing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -18,7 +17,7 @@ from embeddings.errors import InputError, unknown_name
 from embeddings.schema import Id, Label, Name, Row, first_error
 from serving.policy.contact import Cap, Quiet
 from serving.policy.contradictions import contradiction
-from serving.policy.kinds import Kind, PolicyDocument, References, Report, check_distinct
+from serving.policy.kinds import Kind, PolicyDocument, References, by_id, check_distinct
 from serving.policy.placements import Share
 from serving.policy.rules import Instant, Tree, check_segments
 
@@ -207,9 +206,5 @@ def _parsed(raw: Mapping[str, Any], references: References) -> Content:
     return content
 
 
-def _by_id(contents: Mapping[str, Content], references: References, report: Report) -> Mapping[str, Content]:
-    return MappingProxyType(dict(contents))
-
-
-CONTENTS = Kind(name="content", plural="contents", model=Content, parse=_parsed, compile=_by_id)
+CONTENTS = Kind(name="content", plural="contents", model=Content, parse=_parsed, compile=by_id)
 """Contents, compiled to themselves by id."""

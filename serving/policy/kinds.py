@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from embeddings.errors import InputError
@@ -54,6 +55,11 @@ class References:
 
 Report = Callable[[str, InputError], None]
 """Called by a compile hook with the id of a document that does not go with the others, and why."""
+
+
+def by_id(documents: Mapping[str, D], references: References, report: Report) -> Mapping[str, D]:
+    """The compile hook of a kind whose documents go with any others: themselves, by id."""
+    return MappingProxyType(dict(documents))
 
 
 def _nothing(raw: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, StrictBool, Vali
 from embeddings.errors import InputError, NotFound, unknown_name
 from embeddings.schema import Id, Label, Row, first_error
 from serving.policy.columns import FIELDS
-from serving.policy.kinds import Kind, PolicyDocument, References, Report, check_distinct
+from serving.policy.kinds import Kind, PolicyDocument, References, by_id, check_distinct
 from serving.policy.placements import Share
 from serving.policy.rules import Tree
 
@@ -257,16 +257,12 @@ def _as_it_reads(raw: Mapping[str, Any]) -> Layout | None:
         return None
 
 
-def _by_id(layouts: Mapping[str, Layout], references: References, report: Report) -> Mapping[str, Layout]:
-    return MappingProxyType(dict(layouts))
-
-
 LAYOUTS = Kind(
     name="layout",
     plural="layouts",
     model=Layout,
     parse=_parsed,
-    compile=_by_id,
+    compile=by_id,
     despite=_as_it_reads,
     ready_made=READY_MADE,
 )

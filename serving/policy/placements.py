@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, Strict
 
 from embeddings.errors import InputError, unknown_name
 from embeddings.schema import ITEM_COLUMNS, Label, Name, Row, parse
-from serving.policy.kinds import Kind, PolicyDocument, References, Report
+from serving.policy.kinds import Kind, PolicyDocument, References, by_id
 
 USUAL_SOURCES = ("two_tower", "similar_to_recent", "trending", "new_arrivals")
 ANCHORED = ("similar", "bought_together")
@@ -214,16 +214,12 @@ def _as_it_reads(raw: Mapping[str, Any]) -> Placement | None:
         return None
 
 
-def _by_id(placements: Mapping[str, Placement], references: References, report: Report) -> Mapping[str, Placement]:
-    return MappingProxyType(dict(placements))
-
-
 PLACEMENTS = Kind(
     name="placement",
     plural="placements",
     model=Placement,
     parse=_parsed,
-    compile=_by_id,
+    compile=by_id,
     despite=_as_it_reads,
     ready_made=READY_MADE,
 )
