@@ -14,9 +14,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +81,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _options(argv)
     config = load_recipe(options.recipe)
     protocol = open_protocol(options.format, options.data_dir, config, shuffle_ties=options.shuffle_ties)
-    k, console = CUTOFFS[options.format], output()
+    k, console, outcomes = CUTOFFS[options.format], output(), []
     console.print(", ".join(f"{name} {count:,}" for name, count in protocol.counts.items()), highlight=False)
     baselines = score_baselines(protocol, k=k, ease_gib=options.ease_gib)
-    outcomes = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        run = parse_run(device=options.device, seed=seed, threads=options.threads, max_minutes=options.max_minutes)
-        outcomes.append(run_seed(protocol, config, run, k=k))
-        _say(outcomes[-1], k)
+    for outcome in _outcomes(options, protocol, config):
+        outcomes.append(outcome)
+        _say(outcome, k)
     console.print(table(baselines, outcomes, k=k))
     last = summary(options, outcomes, k=k)
     if options.save:
@@ -196,6 +198,28 @@ def summary(options: argparse.Namespace, outcomes: Sequence[Outcome], *, k: int)
     return found
 
 
+def _outcomes(options: argparse.Namespace, protocol: Protocol, config: Config) -> Iterator[Outcome]:
+    """Seed by seed; with several jobs beside each other, each in a process that reads the data itself."""
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    if options.jobs == 1:
+        for seed in seeds:
+            yield run_seed(protocol, config, _run(options, seed), k=CUTOFFS[options.format])
+        return
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(partial(_run_alone, options), seeds)
+
+
+def _run_alone(options: argparse.Namespace, seed: int) -> Outcome:
+    config = load_recipe(options.recipe)
+    protocol = open_protocol(options.format, options.data_dir, config, shuffle_ties=options.shuffle_ties)
+    return run_seed(protocol, config, _run(options, seed), k=CUTOFFS[options.format])
+
+
+def _run(options: argparse.Namespace, seed: int) -> Run:
+    threads = options.threads or (max(1, (os.cpu_count() or 1) // options.jobs) if options.jobs > 1 else None)
+    return parse_run(device=options.device, seed=seed, threads=threads, max_minutes=options.max_minutes)
+
+
 def _test_targets(data: Dataset, answers: dict[str, list[str]]) -> tuple[Targets, dict[str, int]]:
     """Targets after the whole history; people and items that training does not know are counted.
 
@@ -248,8 +272,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=list(CUTOFFS), required=True)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the files")
     parser.add_argument("--recipe", help="name of a recipe, or a file that ends in .toml (default: that of the format)")
-    parser.add_argument("--seeds", type=int, default=3, help="so many trainings, one after the other")
+    parser.add_argument("--seeds", type=int, default=3, help="so many trainings")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="so many trainings at a time, which share the cores")
     parser.add_argument("--shuffle-ties", action="store_true", help="shuffle events of the same time")
     parser.add_argument("--max-minutes", type=float, help="limit of each training; it stops early and says so")
     parser.add_argument("--ease-gib", type=float, default=8.0, help="memory that EASE may take")

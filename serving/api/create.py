@@ -68,8 +68,10 @@ def create_api(engine: Engine) -> FastAPI:
     @asynccontextmanager
     async def following(_: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(keyring.start)
-        yield
-        await run_in_threadpool(keyring.stop)
+        try:
+            yield
+        finally:  # a server that is forced to exit cancels this, and nothing can be awaited then
+            keyring.stop()
 
     api = FastAPI(
         title="Bespoke",

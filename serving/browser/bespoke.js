@@ -44,7 +44,7 @@ const track = (event_type, item_id, more) => {
   write("queue", [...queue(), { event_id: random(), user_id: who(), item_id, event_type, timestamp: new Date().toISOString(), channel, ...more }].slice(-500));
   later(1500);
 };
-const drop = (events) => write("queue", queue().filter((one) => !events.some((gone) => gone.event_id === one.event_id)));
+const drop = (events) => known() && write("queue", queue().filter((one) => !events.some((gone) => gone.event_id === one.event_id)));
 const flush = async () => {
   const events = queue().slice(0, 100);
   if (sending || !events.length || !known()) return;
