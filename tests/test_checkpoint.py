@@ -8,14 +8,7 @@ import pytest
 import torch
 
 from embeddings.errors import TrainingError
-from training.checkpoint import (
-    FILE,
-    Checkpoint,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from training.checkpoint import FILE, Checkpoint, load_checkpoint, save_checkpoint
 
 IDENTITY = {"config": {"towers": {"dim": 8}, "betas": (0.9, 0.98)}, "data": "abc", "seed": 0}
 
@@ -92,25 +85,3 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(TrainingError, match="not a checkpoint that can be read"):
         load_checkpoint(tmp_path, identity=IDENTITY)
-
-
-def test_an_optimizer_goes_on_as_if_nothing_had_happened() -> None:
-    def steps(weights: list[torch.Tensor], optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-        for step in range(first, last):
-            for weight in weights:
-                weight.grad = torch.full_like(weight, float(step % 3 - 1) + 0.1)
-            optimizer.step()
-
-    def make(values: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.optim.Optimizer]:
-        weights = [value.clone().requires_grad_() for value in values]
-        return weights, torch.optim.AdamW(weights, lr=0.1, weight_decay=0.1)
-
-    whole, optimizer = make([torch.ones(2, 3), torch.ones(4)])
-    steps(whole, optimizer, 0, 9)
-    part, optimizer = make([torch.ones(2, 3), torch.ones(4)])
-    steps(part, optimizer, 0, 4)
-    kept = {name.removeprefix("optimizer."): value for name, value in optimizer_tensors(optimizer).items()}
-    again, optimizer = make([weight.detach() for weight in part])
-    restore_optimizer(optimizer, kept)
-    steps(again, optimizer, 4, 9)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(whole, again, strict=True))

@@ -55,14 +55,19 @@ def exchange(group: Group) -> dict[str, Any]:
     model["used"].weight.grad = torch.full((1, 2), float(group.rank + 1))
     if group.rank:
         model["sometimes"].weight.grad = torch.ones(1, 2)
+    table = model["table"] = torch.nn.Embedding(4, 2, sparse=True)
+    table(torch.tensor([0, 1 + group.rank])).sum().backward()
     count = 3 if group.rank else 1
     loss, counted = group.average(model, loss=float(10 * group.rank), count=count)
     return {
         "share": [group.share(np.arange(3 * n).reshape(n, 3))[:, 0].tolist() for n in (5, 1)],
         "gather": group.gather(torch.arange(group.rank + 1) + 10 * group.rank).tolist(),
+        "gather vectors": group.gather(torch.full((group.rank + 1, 2), float(group.rank))).tolist(),
         "grads": {
-            name: None if layer.weight.grad is None else layer.weight.grad.tolist() for name, layer in model.items()
+            name: None if layer.weight.grad is None else layer.weight.grad.to_dense().tolist()
+            for name, layer in model.items()
         },
+        "sparse": table.weight.grad.is_sparse,
         "loss": (loss, counted),
         "any": (group.any(group.rank == 1), group.any(False)),
         "agree": group.agree({"ndcg@10": float(group.rank)}),
@@ -82,7 +87,10 @@ def test_workers_exchange_what_they_should(tmp_path: Path) -> None:
     assert second["share"] == [[3, 9], [0]]  # a single window is read by both
     for one in (first, second):
         assert one["gather"] == [0, 10, 11]
-        assert one["grads"] == {"used": [[1.75, 1.75]], "sometimes": [[0.75, 0.75]], "never": None}
+        assert one["gather vectors"] == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+        rows = [[1.0, 1.0], [0.25, 0.25], [0.75, 0.75], [0.0, 0.0]]
+        assert one["grads"] == {"used": [[1.75, 1.75]], "sometimes": [[0.75, 0.75]], "never": None, "table": rows}
+        assert one["sparse"]
         assert one["loss"] == (7.5, 4)
         assert one["any"] == (True, False)
         assert one["agree"] == {"ndcg@10": 0.0}

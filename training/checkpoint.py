@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +20,7 @@ from embeddings.durable import put
 from embeddings.errors import TrainingError
 
 FILE = "checkpoint.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +69,6 @@ def load_checkpoint(folder: Path, *, identity: Mapping[str, Any]) -> Checkpoint 
     if differing:
         raise TrainingError(f"{path} belongs to another training, {differing}; use another folder, or do not resume")
     return found
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State of an optimizer as flat tensors, named by the place of the parameter."""
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{at}.{name}": value for at, entry in state.items() for name, value in entry.items()}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took out; names are without the first part here."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        at, _, key = name.partition(".")
-        state.setdefault(int(at), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _first_difference(theirs: Any, ours: Any, path: str = "") -> str:

@@ -55,11 +55,11 @@ class Workers(Group):
         return mine if len(mine) else windows[[self.rank % len(windows)]]
 
     def gather(self, rows_P: Tensor) -> Tensor:
-        """The rows of all workers, one worker after the other; their numbers may differ."""
+        """The rows [P] or vectors [P, D] of all workers, one worker after the other; their numbers may differ."""
         counts = [torch.zeros(1, dtype=torch.int64, device=rows_P.device) for _ in range(self.size)]
         distributed.all_gather(counts, torch.tensor([len(rows_P)], device=rows_P.device))
         longest = int(torch.cat(counts).max())
-        padded = torch.zeros(longest, dtype=rows_P.dtype, device=rows_P.device)
+        padded = torch.zeros(longest, *rows_P.shape[1:], dtype=rows_P.dtype, device=rows_P.device)
         padded[: len(rows_P)] = rows_P
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         distributed.all_gather(parts, padded)
@@ -67,7 +67,9 @@ class Workers(Group):
 
     def average(self, model: torch.nn.Module, loss: float, count: int) -> tuple[float, int]:
         """One sum over all workers: gradients, the loss and the count, and which parameters have a gradient at all."""
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        every = [weight for weight in model.parameters() if weight.requires_grad]
+        sparse = [weight for weight in every if weight.grad is not None and weight.grad.is_sparse]
+        weights = [weight for weight in every if all(weight is not other for other in sparse)]
         device = weights[0].device
         grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         used = torch.tensor([float(weight.grad is not None) for weight in weights], device=device)
@@ -80,7 +82,15 @@ class Workers(Group):
             own = summed[at : at + weight.numel()].view_as(weight) / counted
             weight.grad = own.to(weight.dtype) if anywhere else None
             at += weight.numel()
+        for weight in sparse:  # every step has one at every worker: each reads some items
+            weight.grad = self._sum_rows(weight, count) / counted
         return loss_sum / counted, int(counted)
+
+    def _sum_rows(self, weight: Tensor, count: int) -> Tensor:
+        """The sparse gradients of all workers, `count` times each, as one."""
+        grad = weight.grad.coalesce()  # type: ignore[union-attr]
+        rows, values = self.gather(grad.indices()[0]), self.gather(count * grad.values())
+        return torch.sparse_coo_tensor(rows[None], values, weight.shape).coalesce()
 
     def any(self, here: bool) -> bool:
         """Whether something is so at any worker."""

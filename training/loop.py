@@ -22,12 +22,13 @@ from embeddings.bundle import build_towers
 from embeddings.errors import TrainingError
 from embeddings.features import FeatureSpec
 from embeddings.two_tower import TwoTower
-from training.checkpoint import Checkpoint, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from training.config import Config, OptimisationConfig, Run, SpectrumConfig
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.config import Config, Run, SpectrumConfig
 from training.dataset import Dataset, Split
 from training.device import pick_device, seeded
 from training.group import Group, seed_apart
 from training.objective import Objective
+from training.optimizer import Optimizer
 from training.queries import encode_queries, rank_all, seen_items, validate
 from training.spectrum import begin
 from training.windows import Batch, Windows
@@ -198,7 +199,7 @@ class _Training:
             gather=group.gather,
             compile=run.compile and device.type == "cuda",
         )
-        self.optimizer = make_optimizer(self.towers, self.settings)
+        self.optimizer = Optimizer(self.towers, self.settings, by_rows=not self.objective.full)
         self.state, self.best = _State(), _copy(self.towers)
         self.identity = {
             "config": config.model_dump(mode="json"),
@@ -259,18 +260,16 @@ class _Training:
 
     def _step(self, batch: Batch) -> float:
         """Take one step and return the loss; an update that is not finite is not made."""
-        state, settings = self.state, self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1.0, (state.updates + 1) / (settings.warmup_steps + 1))
-        self.optimizer.zero_grad(set_to_none=True)
+        state = self.state
+        self.optimizer.zero_grad()
         loss = self.objective.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         value, count = self.group.average(self.towers, float(loss.detach()), len(batch))
-        norm = torch.nn.utils.clip_grad_norm_(self.towers.parameters(), settings.clip)
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
-            self._skip(f"epoch {state.epoch}, step {state.step + 1}: loss {value}, gradient norm {float(norm)}")
+        norm = self.optimizer.clip()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            self._skip(f"epoch {state.epoch}, step {state.step + 1}: loss {value}, gradient norm {norm}")
             return value
-        self.optimizer.step()
+        self.optimizer.step(state.updates)
         state.updates += 1
         state.skipped_in_a_row = 0
         state.loss_sum += value * count
@@ -324,7 +323,7 @@ class _Training:
         if self.run.checkpoints is None or self.group.rank or now - self.saved < after:
             return
         self.state.seconds, self.saved = now - self.started, now
-        tensors = optimizer_tensors(self.optimizer)
+        tensors = {f"optimizer.{name}": value for name, value in self.optimizer.tensors().items()}
         tensors |= {f"towers.{name}": weight for name, weight in self.towers.state_dict().items()}
         tensors |= {f"best.{name}": weight for name, weight in self.best.items()}
         tensors["random.cpu"] = torch.get_rng_state()
@@ -339,18 +338,10 @@ class _Training:
         self.state = _State(**found.state)
         self.towers.load_state_dict(found.part("towers."))
         self.best = {name: weight.to(self.device) for name, weight in found.part("best.").items()}
-        restore_optimizer(self.optimizer, found.part("optimizer."))
+        self.optimizer.restore(found.part("optimizer."))
         torch.set_rng_state(found.tensors["random.cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(found.tensors["random.cuda"], self.device)
-
-
-def make_optimizer(towers: TwoTower, settings: OptimisationConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) that decays matrices and tables, not norms, biases and single vectors."""
-    decayed = [weight for weight in towers.parameters() if weight.ndim > 1]
-    spared = [weight for weight in towers.parameters() if weight.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
 
 
 def _copy(towers: TwoTower) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ Shape suffixes: B lists of a batch, K candidates, L events of a history, D dimen
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable
@@ -137,7 +136,7 @@ class _Fit:
 
     def run(self, progress: Callable[[int, int], None]) -> Fitted:
         learning, retrieval = self.learning, self._judge(self.judged.rows)
-        first = kept = copy.deepcopy(self.ranker.state_dict())
+        first = kept = self._weights()
         best, best_epoch = retrieval["ndcg@10"], 0
         epochs = learning.epochs if len(self.judged) and self.labels.any() else 0
         optimizer = torch.optim.AdamW(_groups(self.ranker, learning.weight_decay), lr=learning.learning_rate)
@@ -146,13 +145,17 @@ class _Fit:
             now = self._judge(rerank(self.ranker, self.judged, self.matrix))["ndcg@10"]
             progress(epoch, epochs)
             if now > best:
-                kept, best, best_epoch = copy.deepcopy(self.ranker.state_dict()), now, epoch
+                kept, best, best_epoch = self._weights(), now, epoch
             elif epoch - best_epoch >= learning.patience:
                 break
         found = self._finish(kept)
         if found["ndcg@10"] < retrieval["ndcg@10"]:  # calibration weighs several objectives anew
             best_epoch, found = 0, self._finish(first)
         return self._report(best_epoch, retrieval, found)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """A copy of what is learned by steps; tables that were counted are large and stay as they are."""
+        return {name: weight.detach().clone() for name, weight in self.ranker.named_parameters()}
 
     def _train_epoch(self, optimizer: torch.optim.Optimizer) -> None:
         self.ranker.train()
@@ -175,7 +178,7 @@ class _Fit:
 
     def _finish(self, weights: dict[str, Tensor]) -> dict[str, float]:
         """Take these weights, calibrate them, and judge what is going to be served."""
-        self.ranker.load_state_dict(weights)
+        self.ranker.load_state_dict(weights, strict=False)
         self.ranker.eval()
         # People held out calibrate; without any, those it was fitted on are better than nothing.
         self._calibrate(*((self.judged, self.answers) if len(self.judged) else (self.lists, self.labels)))
