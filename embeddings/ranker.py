@@ -55,6 +55,9 @@ class RankerConfig(BaseModel):
     history: int = Field(default=50, ge=1, le=1000, description="events of the history it attends to")
     candidates: int = Field(default=200, ge=10, le=2000, description="length of the lists it learns from and ranks")
     successors: int = Field(default=32, ge=0, le=500, description="kept of each item; 0 asks for none")
+    reach: int = Field(
+        default=3, ge=0, le=100, description="next events that follow one; 0: all of a person, in no order"
+    )
 
 
 def candidate_features(
@@ -133,7 +136,8 @@ class Ranker(nn.Module):
     @property
     def successors(self) -> Successors:
         """What followed each item while it was trained."""
-        return Successors(rows=self.next_rows.cpu().numpy(), weights=self.next_weights.cpu().numpy())
+        rows, weights = self.next_rows.cpu().numpy(), self.next_weights.cpu().numpy()
+        return Successors(rows=rows, weights=weights, ordered=self.config.reach > 0)
 
     def forward(
         self, user_BD: Tensor, history_BLD: Tensor, mask_BL: Tensor, items_BKD: Tensor, features_BKF: Tensor

@@ -82,7 +82,7 @@ def test_lists_hold_the_best_unseen_items_with_their_features() -> None:
     towers = towers_for(data)
     matrix = item_matrix(data, towers)
     split = leave_last_out(data)
-    successors = count_successors(data, split.train, width=5)
+    successors = count_successors(data, split.train, width=5, reach=3)
     maker = ListMaker(data, towers, matrix, RankerConfig(objectives=("view",), candidates=12, history=3), successors)
     lists = maker.make(split.test)
     assert lists.rows.shape == (30, 12)
@@ -106,7 +106,10 @@ def test_chunks_are_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     data = cycle(people=23)
     towers = towers_for(data)
     split = leave_last_out(data)
-    config, successors = RankerConfig(objectives=("view",), candidates=30), count_successors(data, split.train, width=5)
+    config, successors = (
+        RankerConfig(objectives=("view",), candidates=30),
+        count_successors(data, split.train, width=5, reach=3),
+    )
     maker = ListMaker(data, towers, item_matrix(data, towers), config, successors)
     targets = split.test
     whole = maker.make(targets)

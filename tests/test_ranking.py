@@ -42,7 +42,7 @@ def maker_for(data: Dataset, config: RankerConfig = CONFIG) -> ListMaker:
     """Lists of towers that have learned nothing: their order is arbitrary, but always the same."""
     torch.manual_seed(3)
     towers = build_towers(TowerConfig(dim=8, layers=1, max_history=8), data.spec, items=len(data.items)).eval()
-    successors = count_successors(data, leave_last_out(data).train, width=config.successors)
+    successors = count_successors(data, leave_last_out(data).train, width=config.successors, reach=config.reach)
     return ListMaker(data, towers, item_matrix(data, towers), config, successors)
 
 

@@ -29,7 +29,7 @@ def closeness(found: Successors, data: Dataset, first: str, then: str) -> float:
 
 def test_what_comes_sooner_is_closer_and_what_is_everywhere_less_so() -> None:
     data = dataset({"ann": "a b c d e", "bob": "a b x", "cid": "x d", "dan": "x c"}, event_types=VIEW)
-    found = count_successors(data, everything(data), width=4)
+    found = count_successors(data, everything(data), width=4, reach=3)
     often = {"a": 2, "b": 2, "c": 2, "d": 2, "e": 1, "x": 3}
 
     def expected(first: str, then: str, count: float) -> float:
@@ -51,7 +51,7 @@ def test_only_known_and_positive_events_count() -> None:
         {"ann": [("a", "view", 0), ("b", "impression", 1), ("c", "view", 2), ("d", "view", 3), ("e", "view", 4)]},
         event_types=VIEW,
     )
-    found = count_successors(data, leave_last_out(data).train, width=4)  # d and e are held out
+    found = count_successors(data, leave_last_out(data).train, width=4, reach=3)  # d and e are held out
     assert closeness(found, data, "a", "c") == pytest.approx(1 / 2, rel=1e-3)
     assert not (found.rows == data.items.row("d")).any()
     assert not (found.rows == data.items.row("b")).any()
@@ -60,9 +60,9 @@ def test_only_known_and_positive_events_count() -> None:
 def test_more_items_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     data = dataset({f"u{n}": " ".join(f"i{m}" for m in rng.integers(0, 30, 12)) for n in range(20)}, event_types=VIEW)
-    whole = count_successors(data, everything(data), width=6)
+    whole = count_successors(data, everything(data), width=6, reach=reach)
     monkeypatch.setattr("training.successors.CHUNK", 7)
-    parts = count_successors(data, everything(data), width=6)
+    parts = count_successors(data, everything(data), width=6, reach=reach)
     np.testing.assert_array_equal(parts.rows, whole.rows)
     np.testing.assert_array_equal(parts.weights, whole.weights)
 

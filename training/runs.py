@@ -268,7 +268,7 @@ def train_ranker(
     if config.ranker is None or not len(split.validation):
         return None
     say("ranking lists", 0.0)
-    successors = count_successors(data, split.train, width=config.ranker.successors)
+    successors = count_successors(data, split.train, width=config.ranker.successors, reach=config.ranker.reach)
     maker = ListMaker(data, towers, item_matrix(data, towers), config.ranker, successors)
     return fit_ranker(
         maker,

@@ -100,17 +100,11 @@ class Spectrum:
 
         Raises `TrainingError` if fewer than two people or items have one.
         """
-        touched = train & data.positive
-        shape = len(data.users), len(data.items)
-        cells = (data.owners[touched], data.rows[touched])
-        self.matrix: Sparse = csr_matrix((np.ones(int(touched.sum()), dtype=np.float32), cells), shape=shape)
-        self.matrix.data[:] = 1.0  # coming back to an item does not make it another one
-        self.counts = np.asarray(self.matrix.sum(0), dtype=np.float32).ravel()
-        people = np.asarray(self.matrix.sum(1), dtype=np.float32).ravel()
-        if min((self.counts > 0).sum(), (people > 0).sum()) < 2:
+        matrix = touched_matrix(data, train)
+        self.counts = np.asarray(matrix.sum(0), dtype=np.float32).ravel()
+        if min((self.counts > 0).sum(), (np.diff(matrix.indptr) > 0).sum()) < 2:
             raise TrainingError("fewer than two people or items have a positive event: there is no spectrum to find")
-        scaled = self.matrix.multiply(_root(people)[:, None]).multiply(_root(self.counts)).tocsr()
-        self.vectors = leading_vectors(scaled, dim, seed=seed)
+        self.vectors = leading_vectors(scaled(matrix), dim, seed=seed)
         self.data = data
 
     def weights(self, towers: TwoTower, *, rank: int, exponent: float) -> dict[str, Tensor]:
@@ -144,6 +138,22 @@ class Spectrum:
         lengths = np.maximum(np.linalg.norm(vectors_ND, axis=1), 1e-12)
         mean: Floats = (self.counts * lengths**-power) @ vectors_ND / self.counts.sum()
         return (UNSEEN * mean).astype(np.float32)
+
+
+def touched_matrix(data: Dataset, known: Mask) -> Sparse:
+    """Ones [U, N] where somebody touched an item in the positive events [E] that are marked as known."""
+    touched = known & data.positive
+    shape = len(data.users), len(data.items)
+    cells = (data.owners[touched], data.rows[touched])
+    matrix = csr_matrix((np.ones(int(touched.sum()), dtype=np.float32), cells), shape=shape)
+    matrix.data[:] = 1.0  # coming back to an item does not make it another one
+    return matrix
+
+
+def scaled(matrix: Sparse) -> Sparse:
+    """D_u^-1/2 R D_i^-1/2 of a matrix R of ones [U, N]."""
+    people, items = (np.asarray(matrix.sum(axis), dtype=np.float32).ravel() for axis in (1, 0))
+    return matrix.multiply(_root(people)[:, None]).multiply(_root(items)).tocsr()
 
 
 def leading_vectors(matrix: Sparse, count: int, *, seed: int) -> Floats:
