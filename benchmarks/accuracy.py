@@ -4,9 +4,10 @@
 
 `sequences` (`sequences.txt`, optional `item_attributes.json`): train on all but the last two items of each person, validate
 on the last but one, test on the last, Recall and NDCG at 10. `interactions` (`train.txt`, `test.txt`, plain or gzip):
-hold a tenth of everybody's items out to choose the epoch, train again on all of `train.txt` for as many, test on
-`test.txt`, Recall and NDCG at 20. Both rank the whole catalogue and leave seen items out; the test items are read once,
-after the last choice. Prints means and standard deviations over seeds beside the baselines, and ends with one JSON object.
+hold a tenth of everybody's items out to choose by and to fit the ranking model on, train the towers again on all of
+`train.txt`, test on `test.txt`, Recall and NDCG at 20. Both rank the whole catalogue and leave seen items out; the test
+items are read once, after the last choice. Prints means and standard deviations over seeds beside the baselines, and ends
+with one JSON object.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from training.dataset import Dataset, Split, Targets, leave_last_out, leave_shar
 from training.loop import Progress, refit, train
 from training.metrics import score
 from training.recipes import load_recipe
-from training.runs import build_dataset, train_ranker
+from training.runs import build_dataset, recount, train_ranker
 from training.sources import held_out, read
 
 CUTOFFS = {"sequences": 10, "interactions": 20}
@@ -142,10 +143,12 @@ def run_seed(protocol: Protocol, config: Config, run: Run, *, k: int) -> Outcome
             say(f"seed {run.seed}, epoch {at.epoch}, loss {at.loss:.3f}", at.share)
 
         trained = chosen = train(data, protocol.choose, config, run, progress=follow)
+        # After a refit nothing is left that the towers have not seen, and a ranking model needs just that.
+        fitted = train_ranker(data, protocol.choose, chosen.towers, config, seed=run.seed, say=say)
         if protocol.refits:
             trained = refit(data, protocol.final, config, run, chosen, progress=follow)
-        # After a refit nothing is left that the towers have not seen: a ranking model needs just that.
-        fitted = train_ranker(data, protocol.final, trained.towers, config, seed=run.seed, say=say)
+            if fitted is not None:
+                recount(data, protocol.final.train, fitted.ranker)
     seconds, test, matrix = time.monotonic() - started, protocol.final.test, item_matrix(data, trained.towers)
     depth = k if fitted is None else max(k, fitted.ranker.config.candidates)
     ranked = rank_two_tower(data, trained.towers, matrix, test, depth=depth)

@@ -139,6 +139,11 @@ class Ranker(nn.Module):
         rows, weights = self.next_rows.cpu().numpy(), self.next_weights.cpu().numpy()
         return Successors(rows=rows, weights=weights, ordered=self.config.reach > 0)
 
+    def remember(self, successors: Successors) -> None:
+        """Take another table of the same items, counted in the same way from more events."""
+        self.next_rows.copy_(torch.from_numpy(successors.rows))
+        self.next_weights.copy_(torch.from_numpy(successors.weights))
+
     def forward(
         self, user_BD: Tensor, history_BLD: Tensor, mask_BL: Tensor, items_BKD: Tensor, features_BKF: Tensor
     ) -> Tensor:

@@ -57,7 +57,23 @@ def test_only_known_and_positive_events_count() -> None:
     assert not (found.rows == data.items.row("b")).any()
 
 
-def test_more_items_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_order_all_items_of_a_person_go_together() -> None:
+    people = {"ann": "a b c d", "bob": "d a", "cid": "x d x"}
+    data = dataset(people, event_types=VIEW)
+    found = count_successors(data, everything(data), width=4, reach=0)
+    names = sorted({"a", "b", "c", "d", "x"})
+    ones = np.array([[float(name in items.split()) for name in names] for items in people.values()])
+    scaled = ones / np.sqrt(ones.sum(1, keepdims=True)) / np.sqrt(ones.sum(0))
+    expected = scaled.T @ scaled
+    for at, first in enumerate(names):
+        for to, then in enumerate(names):
+            wanted = 0.0 if first == then else expected[at, to]
+            assert closeness(found, data, first, then) == pytest.approx(wanted, abs=1e-3)
+    assert not found.ordered
+
+
+@pytest.mark.parametrize("reach", [3, 0])
+def test_more_items_than_a_chunk(reach: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     data = dataset({f"u{n}": " ".join(f"i{m}" for m in rng.integers(0, 30, 12)) for n in range(20)}, event_types=VIEW)
     whole = count_successors(data, everything(data), width=6, reach=reach)
@@ -67,12 +83,18 @@ def test_more_items_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(parts.weights, whole.weights)
 
 
-def table() -> Successors:
+def table(*, ordered: bool = True) -> Successors:
     """Item n is followed by n + 1, closely, and by n + 2."""
     rows = np.stack([np.arange(1, 21), np.arange(2, 22), np.full(20, -1)], axis=1).astype(np.int32)
     rows[rows >= 20] = -1
     weights = np.where(rows >= 0, np.array([0.5, 0.25, 0.0]), 0.0).astype(np.float16)
-    return Successors(rows=rows, weights=weights)
+    return Successors(rows=rows, weights=weights, ordered=ordered)
+
+
+def test_without_order_every_event_counts_the_same_and_the_closest_once_more() -> None:
+    history = np.array([8, 7, *[3] * LATEST])  # more than would count in order
+    found = table(ordered=False).follow(history, np.array([10, 4, 9, 15]))
+    np.testing.assert_allclose(found, [[0.25, 0.25], [0.5 * LATEST, 0.5], [0.75, 0.5], [0.0, 0.0]], rtol=1e-6)
 
 
 def test_the_latest_events_count_most() -> None:

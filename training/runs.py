@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from embeddings.bundle import Bundle, build_towers
 from embeddings.durable import put
 from embeddings.errors import DataError, InputError, NotFound
-from embeddings.ranker import Ranker
+from embeddings.ranker import Ranker, RankerConfig
+from embeddings.successors import Successors
 from embeddings.two_tower import TwoTower
 from training.about import (
     COLD_START,
@@ -47,7 +48,7 @@ from training.about import (
 from training.checkpoint import FILE as CHECKPOINT
 from training.config import Config, Run, parse_config
 from training.contenders import item_matrix
-from training.dataset import Dataset, Split, leave_last_out, leave_share_out, load, temporal
+from training.dataset import Dataset, Mask, Split, leave_last_out, leave_share_out, load, temporal
 from training.device import pick_device, seeded
 from training.evaluate import Evaluation, evaluate
 from training.examples import ListMaker
@@ -268,8 +269,9 @@ def train_ranker(
     if config.ranker is None or not len(split.validation):
         return None
     say("ranking lists", 0.0)
-    successors = count_successors(data, split.train, width=config.ranker.successors, reach=config.ranker.reach)
-    maker = ListMaker(data, towers, item_matrix(data, towers), config.ranker, successors)
+    maker = ListMaker(
+        data, towers, item_matrix(data, towers), config.ranker, _successors(data, split.train, config.ranker)
+    )
     return fit_ranker(
         maker,
         split.validation,
@@ -277,6 +279,15 @@ def train_ranker(
         seed=seed,
         progress=lambda done, of: say(f"ranker, epoch {done}", done / of),
     )
+
+
+def recount(data: Dataset, known: Mask, ranker: Ranker) -> None:
+    """Count anew what followed what, in all events [E] that are marked as known: more than those it was fitted beside."""
+    ranker.remember(_successors(data, known, ranker.config))
+
+
+def _successors(data: Dataset, known: Mask, config: RankerConfig) -> Successors:
+    return count_successors(data, known, width=config.successors, reach=config.reach)
 
 
 def _clear(folder: Path, *more: str) -> None:
