@@ -43,6 +43,7 @@ from embeddings.neighbours import nearest_items
 from embeddings.ranker import Ranker, RankerConfig
 from embeddings.releases import point_to
 from embeddings.schema import Event, Item, from_table, to_table
+from embeddings.traits import rarity, traits_of
 from embeddings.two_tower import TowerConfig
 from serving.store import Store
 from training.shop import Shop
@@ -114,14 +115,17 @@ def write_release(releases: Path, name: str, rows: list[Item]) -> None:
     """Write an untrained release of some items."""
     spec = FeatureSpec.fit(rows, text_buckets=4096, context_buckets=512)
     towers = build_towers(TowerConfig(), spec, items=len(rows)).eval()
-    matrix = towers.items.encode(spec.item_features(rows, np.arange(len(rows))))
-    objectives = ("view", "cart", "purchase")
+    features = spec.item_features(rows, np.arange(len(rows)))
+    matrix, rare = towers.items.encode(features), rarity(features, spec.token_count)
+    config = RankerConfig(objectives=("view", "cart", "purchase"))
+    ranker = Ranker(config, dim=TowerConfig().dim, items=len(rows), tokens=spec.token_count).eval()
+    ranker.set_traits(traits_of(features, rare), rare)
     write_bundle(
         releases,
         name=name,
         spec=spec,
         towers=towers,
-        ranker=Ranker(RankerConfig(objectives=objectives), dim=TowerConfig().dim, items=len(rows)).eval(),
+        ranker=ranker,
         items=to_table(rows, Item),
         popularity=np.ones((len(rows), 2)),
         matrix=matrix,

@@ -42,6 +42,7 @@ from embeddings.ranker import Ranker
 from embeddings.replenishment import Paces
 from embeddings.schema import ITEMS, Item, from_table
 from embeddings.successors import Successors
+from embeddings.traits import Traits, traits_of
 from embeddings.two_tower import ItemTower, TowerConfig, TwoTower, UserEnsemble, UserTower
 
 
@@ -106,6 +107,17 @@ class Bundle:
     def successors(self) -> Successors:
         """What followed each item, by rows of this release; raises `BundleError` where there is no ranking model."""
         return self._model.successors
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What the ranking model knows of each item's attributes; nothing where there is no ranking model."""
+        return Traits.none(len(self.ids), shared=True) if self.ranker is None else self.ranker.traits
+
+    def traits_of(self, items: Sequence[Item]) -> Traits:
+        """Those of other items."""
+        if self.ranker is None:
+            return Traits.none(len(items))
+        return traits_of(self.spec.item_features(items), self.ranker.rarity.numpy())
 
     @property
     def _model(self) -> Ranker:

@@ -58,8 +58,9 @@ def open_bundle(folder: Path, *, parts: frozenset[Part] = PARTS) -> Bundle:
         require_finite(f"{folder.name}/popularity.npy", popularity)
         towers = build_towers(manifest.towers, spec, items=n)
         _load(towers, folder / "towers.safetensors")
-        ranker = Ranker(manifest.ranker, dim=dim, items=n) if manifest.ranker and "ranker" in parts else None
-        if ranker is not None:
+        ranker = None
+        if manifest.ranker and "ranker" in parts:
+            ranker = Ranker(manifest.ranker, dim=dim, items=n, tokens=spec.token_count)
             _load(ranker, folder / "ranker.safetensors")
         index = VectorIndex.load(folder / "index.faiss", matrix) if "index" in parts else None
         neighbours = (

@@ -1,10 +1,11 @@
 """The ranking model: orders the few hundred candidates that retrieval found.
 
 It sees each candidate beside the whole history (attention with the candidate as the query, as in DIN, Zhou et al.,
-2018), the retrieval score, statistics of the item, and how often it followed the latest events (`Successors`). It predicts
-several objectives at once (click, cart, purchase, …), each calibrated by Platt scaling; the final score is the sum of
-objective weight x probability. Its logit starts as the retrieval score itself plus a correction of zero, so an untrained
-ranker keeps the retrieval order, and training can only move away from it where validation agrees.
+2018), the retrieval score, statistics of the item, how often it followed the latest events (`Successors`), and what it
+has in common with them (`Traits`). It predicts several objectives at once (click, cart, purchase, …), each calibrated by
+Platt scaling; the final score is the sum of objective weight x probability. Its logit starts as the retrieval score itself
+plus a correction of zero, so an untrained ranker keeps the retrieval order, and training can only move away from it where
+validation agrees.
 
 Shape suffixes: B lists, K candidates, L events, D dimensions, O objectives, F dense features.
 """
@@ -24,6 +25,7 @@ from embeddings.errors import unknown_name
 from embeddings.features import Floats
 from embeddings.ids import UNKNOWN
 from embeddings.successors import Successors
+from embeddings.traits import KEPT, Traits
 
 FEATURES = (
     "score",
@@ -36,6 +38,8 @@ FEATURES = (
     "known",
     "follows",
     "follows_last",
+    "alike",
+    "alike_last",
 )
 """Dense features of a candidate, in column order; see `candidate_features`."""
 
@@ -71,12 +75,14 @@ def candidate_features(
     repeats: npt.NDArray[np.int64],
     known: npt.NDArray[np.bool_],
     follows: Floats,
+    alike: Floats,
 ) -> Floats:
     """Dense features [K, F] of one list of K candidates, every column of the order of one.
 
     `scores` are retrieval scores; popularities are event counts known at request time; `age_days` and `prices` are NaN
     where unknown; `history_prices` are those of the history; `repeats` counts the candidate in the history; `known`
-    says whether the model has an id embedding for it; `follows` [K, 2] is what `Successors.follow` says of them.
+    says whether the model has an id embedding for it; `follows` [K, 2] is what `Successors.follow` says of them, `alike`
+    [K, 2] what `traits.alike` does.
     """
     K = len(scores)
     ranks = np.empty(K, dtype=np.float64)
@@ -94,6 +100,7 @@ def candidate_features(
         np.log1p(repeats),
         known,
         *(np.log1p(CLOSENESS * follows) / 3.0).T,
+        *alike.T,
     )
     return np.stack([np.asarray(column, dtype=np.float32) for column in columns], axis=1)
 
@@ -105,9 +112,12 @@ class Ranker(nn.Module):
     offset: Tensor
     next_rows: Tensor
     next_weights: Tensor
+    trait_tokens: Tensor
+    trait_weights: Tensor
+    rarity: Tensor
 
-    def __init__(self, config: RankerConfig, *, dim: int, items: int = 0, successors: Successors | None = None) -> None:
-        """`successors` of `items` items are part of the model: what it learned to make of them holds for no others."""
+    def __init__(self, config: RankerConfig, *, dim: int, items: int = 0, tokens: int = 0) -> None:
+        """What it knows of `items` items and `tokens` attributes is part of the model; nothing at first."""
         super().__init__()
         self.config = config
         objectives = len(config.objectives)
@@ -126,12 +136,13 @@ class Ranker(nn.Module):
         # Platt scaling, fitted after training on held-out lists: probability = sigmoid(slope * logit + offset).
         self.register_buffer("slope", torch.ones(objectives))
         self.register_buffer("offset", torch.zeros(objectives))
-        shape = (items, config.successors)
-        rows, weights = torch.full(shape, UNKNOWN, dtype=torch.int32), torch.zeros(shape, dtype=torch.float16)
-        if successors is not None:
-            rows, weights = torch.from_numpy(successors.rows), torch.from_numpy(successors.weights)
-        self.register_buffer("next_rows", rows)
-        self.register_buffer("next_weights", weights)
+        for names, width in (
+            (("next_rows", "next_weights"), config.successors),
+            (("trait_tokens", "trait_weights"), KEPT),
+        ):
+            self.register_buffer(names[0], torch.full((items, width), UNKNOWN, dtype=torch.int32))
+            self.register_buffer(names[1], torch.zeros(items, width, dtype=torch.float16))
+        self.register_buffer("rarity", torch.zeros(tokens))
 
     @property
     def successors(self) -> Successors:
@@ -139,10 +150,20 @@ class Ranker(nn.Module):
         rows, weights = self.next_rows.cpu().numpy(), self.next_weights.cpu().numpy()
         return Successors(rows=rows, weights=weights, ordered=self.config.reach > 0)
 
-    def remember(self, successors: Successors) -> None:
-        """Take another table of the same items, counted in the same way from more events."""
-        self.next_rows.copy_(torch.from_numpy(successors.rows))
-        self.next_weights.copy_(torch.from_numpy(successors.weights))
+    @property
+    def traits(self) -> Traits:
+        """What is known of each item's attributes."""
+        return Traits(tokens=self.trait_tokens.cpu().numpy(), weights=self.trait_weights.cpu().numpy())
+
+    def set_successors(self, successors: Successors) -> None:
+        """Take what followed each item."""
+        self.next_rows = torch.from_numpy(successors.rows)
+        self.next_weights = torch.from_numpy(successors.weights)
+
+    def set_traits(self, traits: Traits, rarity_T: Floats) -> None:
+        """Take what is known of each item's attributes, and how rare every token is."""
+        self.trait_tokens, self.trait_weights = torch.from_numpy(traits.tokens), torch.from_numpy(traits.weights)
+        self.rarity = torch.from_numpy(rarity_T)
 
     def forward(
         self, user_BD: Tensor, history_BLD: Tensor, mask_BL: Tensor, items_BKD: Tensor, features_BKF: Tensor

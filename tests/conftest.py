@@ -37,6 +37,7 @@ from embeddings.neighbours import Neighbours, nearest_items
 from embeddings.ranker import Ranker, RankerConfig
 from embeddings.releases import point_to
 from embeddings.schema import Item, to_table
+from embeddings.traits import rarity, traits_of
 from embeddings.two_tower import TowerConfig
 from serving.api import create_api
 from serving.process import LOCAL_PROFILE
@@ -141,9 +142,13 @@ def world_files(
         for row, token in enumerate(spec.tokens):
             if token.startswith("categories=group-"):
                 towers.items.tokens.weight[row, 2 * int(token[-1])] = 0.5
-    matrix = towers.items.encode(spec.item_features(items, np.arange(len(items))))
+    features = spec.item_features(items, np.arange(len(items)))
+    matrix, rare = towers.items.encode(features), rarity(features, spec.token_count)
     ranking = RankerConfig(objectives=("view", "purchase"), candidates=50)
-    ranker = Ranker(ranking, dim=8, items=len(items)).eval() if with_ranker else None
+    ranker = None
+    if with_ranker:
+        ranker = Ranker(ranking, dim=8, items=len(items), tokens=spec.token_count).eval()
+        ranker.set_traits(traits_of(features, rare), rare)
     popularity = np.tile(np.arange(len(items), 0, -1, dtype=np.float64)[:, None], (1, 2))
     rows = np.arange(len(items))
     group, rest = rows % GROUPS, rows - rows % GROUPS

@@ -35,8 +35,10 @@ def write(releases: Path, name: str = "one", *, ranker: bool = True, spoil: str 
     torch.manual_seed(1)
     spec = FeatureSpec.fit(ITEMS, text_buckets=64, context_buckets=32)
     towers = build_towers(TowerConfig(dim=8, layers=1, max_history=5), spec, items=len(ITEMS)).eval()
-    model = Ranker(RankerConfig(objectives=("click", "purchase")), dim=8, items=len(ITEMS)).eval() if ranker else None
-    if model is not None:
+    model = None
+    if ranker:
+        config = RankerConfig(objectives=("click", "purchase"))
+        model = Ranker(config, dim=8, items=len(ITEMS), tokens=spec.token_count).eval()
         torch.nn.init.normal_(model.heads.weight)
     matrix = towers.items.encode(spec.item_features(ITEMS, np.arange(len(ITEMS))))
     index = VectorIndex.build(matrix)

@@ -8,8 +8,9 @@ import pytest
 from embeddings.bundle import build_towers
 from embeddings.features import EventKind
 from embeddings.ids import UNKNOWN
-from embeddings.ranker import CLOSENESS, RankerConfig
+from embeddings.ranker import CLOSENESS, FEATURES, RankerConfig
 from embeddings.schema import Item
+from embeddings.traits import alike
 from embeddings.two_tower import TowerConfig, TwoTower
 from tests.histories import START, Touch, cycle, dataset
 from training.contenders import item_matrix
@@ -17,6 +18,7 @@ from training.dataset import Dataset, leave_last_out
 from training.examples import DAY_S, EventCounts, ListMaker, outcomes
 from training.successors import count_successors
 
+FOLLOWS, ALIKE = ([FEATURES.index(name), FEATURES.index(f"{name}_last")] for name in ("follows", "alike"))
 SHOP = {"view": EventKind(), "purchase": EventKind(), "impression": EventKind(weight=0.0, positive=False)}
 
 
@@ -69,7 +71,15 @@ def test_counts_without_a_positive_event_are_zero() -> None:
 
 
 def test_lists_hold_the_best_unseen_items_with_their_features() -> None:
-    items = [Item(item_id=f"i{n:02}", price=float(n + 1), created_at=START if n % 2 else None) for n in range(20)]
+    items = [
+        Item(
+            item_id=f"i{n:02}",
+            price=float(n + 1),
+            created_at=START if n % 2 else None,
+            attributes={"colour": f"c{n % 4}"},
+        )
+        for n in range(20)
+    ]
     data = cycle(people=30, items=20, length=7, event_types=SHOP)
     data = dataset(
         {
@@ -97,8 +107,11 @@ def test_lists_hold_the_best_unseen_items_with_their_features() -> None:
         np.testing.assert_allclose(lists.features[q, :, 2], np.log1p(total) / 5, rtol=1e-6)
         assert lists.history[q].tolist() == past[-3:].tolist()
         close = np.log1p(CLOSENESS * successors.follow(past, lists.rows[q])) / 3
-        np.testing.assert_allclose(lists.features[q, :, -2:], close, rtol=1e-6)
-    assert lists.features[..., -2:].any()
+        np.testing.assert_allclose(lists.features[q][:, FOLLOWS], close, rtol=1e-6)
+        likeness = alike(maker.traits.take(past), maker.traits.take(lists.rows[q]))
+        np.testing.assert_allclose(lists.features[q][:, ALIKE], likeness, rtol=1e-6)
+    assert lists.features[..., FOLLOWS].any()
+    assert lists.features[..., ALIKE].any()
     assert np.isfinite(lists.features).all()
 
 

@@ -132,7 +132,8 @@ def test_a_release_carries_them_and_the_service_asks_them(engine: Engine) -> Non
 
 def only_what_follows(model: Ranker, successors: Successors) -> Ranker:
     """A model whose first hidden unit is the last feature, and nothing else counts."""
-    built = Ranker(model.config, dim=8, successors=successors).eval()
+    built = Ranker(model.config, dim=8).eval()
+    built.set_successors(successors)
     with torch.no_grad():
         for weight in built.parameters():
             weight.zero_()

@@ -189,7 +189,9 @@ def rank_ranker(
     Also returns what the model predicted of all its candidates, with the outcomes. `rows` [N] are those of today's items
     in the catalogue that the model was trained on, if that was another.
     """
-    maker = ListMaker(data, towers, matrix, ranker.config, ranker.successors, rows=rows)
+    maker = ListMaker(
+        data, towers, matrix, ranker.config, ranker.successors, rows=rows, rarity_T=ranker.rarity.cpu().numpy()
+    )
     ranked, at = retrieved.copy(), 0
     predicted, labels = [], []
     for lists in maker.chunks(targets):

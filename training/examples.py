@@ -17,7 +17,8 @@ import numpy.typing as npt
 from embeddings.features import Floats, Ints
 from embeddings.ids import UNKNOWN
 from embeddings.ranker import FEATURES, RankerConfig, candidate_features
-from embeddings.successors import Successors
+from embeddings.successors import LATEST, Successors
+from embeddings.traits import alike, rarity, traits_of
 from embeddings.two_tower import TwoTower
 from training.dataset import Dataset, Mask, Targets, Times
 from training.queries import encode_queries, rank_all, seen_items
@@ -89,9 +90,16 @@ class ListMaker:
         successors: Successors,
         *,
         rows: Ints | None = None,
+        rarity_T: Floats | None = None,
     ) -> None:
-        """`rows` [N] are the items' in the table of successors, if that was counted over another catalogue."""
+        """`rows` [N] are the items' in the table of successors, if that was counted over another catalogue.
+
+        `rarity_T` are the rarities of tokens in that catalogue; left out, they are those of this one.
+        """
         items = data.item_rows()
+        features = data.spec.item_features(items)
+        self.rarity = rarity(features, data.spec.token_count) if rarity_T is None else rarity_T
+        self.traits = traits_of(features, self.rarity)
         self.successors, self.rows = successors, np.arange(len(items)) if rows is None else rows
         self.data, self.towers, self.matrix, self.config = data, towers, matrix, config
         self.counts = EventCounts(data)
@@ -118,6 +126,7 @@ class ListMaker:
                 repeats=np.zeros(len(found), dtype=np.int64),  # what was touched before is not on the list
                 known=np.ones(len(found), dtype=np.bool_),
                 follows=self.successors.follow(self.rows[known], self.rows[found]),
+                alike=alike(self.traits.take(known[-LATEST:]), self.traits.take(found)),
             )
         return Lists(queries=queries, rows=rows, features=features, history=_latest(seen, self.config.history))
 

@@ -128,7 +128,9 @@ class _Fit:
         self.left_out = tuple(name for name in maker.config.objectives if name not in config.objectives)
         self.labels = labels[..., kept]
         self.answers = outcomes(maker.data, judging, self.judged.rows, config)
-        self.ranker = Ranker(config, dim=self.matrix.shape[1], successors=maker.successors)
+        self.ranker = Ranker(config, dim=self.matrix.shape[1])
+        self.ranker.set_successors(maker.successors)
+        self.ranker.set_traits(maker.traits, maker.rarity)
         _standardise(self.ranker, self.lists)
         self._calibrate(self.lists, self.labels)
         with torch.no_grad():  # start where single candidates have the right average; no order changes by it

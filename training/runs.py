@@ -215,8 +215,9 @@ def open_run(folder: Path) -> TrainedRun:
         raise DataError(f"the data in {about.source.path} are not those that {folder} was trained on; train again")
     towers = build_towers(config.towers, data.spec, items=len(data.items))
     _load(towers, folder / TOWERS)
-    ranker = Ranker(about.ranker, dim=config.towers.dim, items=len(data.items)) if about.ranker else None
-    if ranker is not None:
+    ranker = None
+    if about.ranker:
+        ranker = Ranker(about.ranker, dim=config.towers.dim, items=len(data.items), tokens=data.spec.token_count)
         _load(ranker, folder / RANKER)
     return TrainedRun(
         folder=folder,
@@ -283,7 +284,7 @@ def train_ranker(
 
 def recount(data: Dataset, known: Mask, ranker: Ranker) -> None:
     """Count anew what followed what, in all events [E] that are marked as known: more than those it was fitted beside."""
-    ranker.remember(_successors(data, known, ranker.config))
+    ranker.set_successors(_successors(data, known, ranker.config))
 
 
 def _successors(data: Dataset, known: Mask, config: RankerConfig) -> Successors:

@@ -21,6 +21,7 @@ from embeddings.bundle import Bundle
 from embeddings.features import Floats
 from embeddings.ids import UNKNOWN, IdMap, Rows
 from embeddings.schema import ITEM_COLUMNS, Item, from_table
+from embeddings.traits import Traits
 from serving.policy.columns import ItemColumns
 from serving.policy.compiled import REFRESH_S
 from serving.policy.conditions import Condition
@@ -43,6 +44,7 @@ class Segment:
     prices: npt.NDArray[np.float64]  # [n], NaN where unknown
     created: npt.NDArray[np.float64]  # [n], seconds, NaN where unknown
     popularity: npt.NDArray[np.float64]  # [n, 2]: all events, recent events
+    traits: Traits
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Segment:
@@ -59,6 +61,7 @@ class Segment:
             prices=table["price"].to_numpy(zero_copy_only=False).astype(np.float64),
             created=np.where(np.isnat(created), np.nan, created.astype(np.int64) / 1e6),
             popularity=bundle.popularity,
+            traits=bundle.traits,
         )
 
     @classmethod
@@ -78,6 +81,7 @@ class Segment:
                 [item.created_at.timestamp() if item.created_at else np.nan for item in items], dtype=np.float64
             ),
             popularity=popularity.reshape(len(items), 2),
+            traits=bundle.traits_of(items),
         )
 
 
@@ -247,6 +251,16 @@ class Catalogue:
         late = rows >= self.split
         found[~late] = self.base.vectors[rows[~late]]
         found[late] = self.delta.vectors[rows[late] - self.split]
+        return found
+
+    def traits(self, rows: Rows) -> Traits:
+        """What the ranking model knows of the attributes of some items."""
+        if not len(self.delta.ids) or not len(rows) or int(rows.max()) < self.split:
+            return self.base.traits.take(rows)
+        found, late = Traits.none(len(rows)), rows >= self.split
+        for segment, at, own in ((self.base, ~late, rows[~late]), (self.delta, late, rows[late] - self.split)):
+            taken = segment.traits.take(own)
+            found.tokens[at], found.weights[at] = taken.tokens, taken.weights
         return found
 
     def search(self, queries: Floats, k: int, allowed: Mask) -> tuple[Floats, Rows]:

@@ -8,6 +8,8 @@ import numpy as np
 
 from embeddings.features import Floats
 from embeddings.ranker import candidate_features
+from embeddings.successors import LATEST
+from embeddings.traits import alike
 from serving.request.query import Reason
 from serving.request.work import Work
 from serving.stages.stage import Scorer
@@ -77,6 +79,7 @@ class RankerScore(Scorer):
             repeats=repeats,
             known=rows < catalogue.split,
             follows=bundle.successors.follow(work.history_rows, rows),
+            alike=alike(catalogue.traits(work.history_rows[-LATEST:]), catalogue.traits(rows)),
         )
         history = work.history_vectors
         if ranker.config.history != bundle.manifest.towers.max_history:
