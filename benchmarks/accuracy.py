@@ -66,7 +66,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One seed: metrics by system, and how the training went."""
+    """One seed: metrics by system, and how the training went; `seconds` are those of all its parts."""
 
     seed: int
     metrics: dict[str, dict[str, float]]
@@ -136,7 +136,7 @@ def score_baselines(protocol: Protocol, *, k: int, ease_gib: float) -> dict[str,
 
 def run_seed(protocol: Protocol, config: Config, run: Run, *, k: int) -> Outcome:
     """Train with one seed, choosing on validation; then read the test targets, once."""
-    data, started = protocol.data, time.monotonic()
+    data, test = protocol.data, protocol.final.test
     with activity() as say:
 
         def follow(at: Progress) -> None:
@@ -144,12 +144,15 @@ def run_seed(protocol: Protocol, config: Config, run: Run, *, k: int) -> Outcome
 
         trained = chosen = train(data, protocol.choose, config, run, progress=follow)
         # After a refit nothing is left that the towers have not seen, and a ranking model needs just that.
+        started = time.monotonic()
         fitted = train_ranker(data, protocol.choose, chosen.towers, config, seed=run.seed, say=say)
+        seconds = chosen.seconds + time.monotonic() - started
         if protocol.refits:
             trained = refit(data, protocol.final, config, run, chosen, progress=follow)
+            seconds += trained.seconds
             if fitted is not None:
                 recount(data, protocol.final.train, fitted.ranker)
-    seconds, test, matrix = time.monotonic() - started, protocol.final.test, item_matrix(data, trained.towers)
+    matrix = item_matrix(data, trained.towers)
     depth = k if fitted is None else max(k, fitted.ranker.config.candidates)
     ranked = rank_two_tower(data, trained.towers, matrix, test, depth=depth)
     metrics = {"two_tower": _metrics(ranked, test, k)}

@@ -133,11 +133,14 @@ def train(
     if config.spectrum is not None and start is not None:
         raise TrainingError("a spectrum is found from nothing, whatever was trained before: train without a warm start")
     with seeded(run, device):
+        begun = time.monotonic()
         if config.spectrum is not None:
             beginning = begin(data, split, config, seed=run.seed)
             start, chosen = beginning.weights, beginning.settings
+        before = time.monotonic() - begun
         training = _Training(data, split, config, run, device, start, group or Group(), progress or (lambda _: None))
-        return replace(training.finish(), spectrum=chosen)
+        trained = training.finish()
+        return replace(trained, seconds=before + trained.seconds, spectrum=chosen)
 
 
 def refit(
