@@ -53,16 +53,28 @@ GROUPS = 4
 PER_GROUP = 25
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
-WITH_RAY = {"cluster", "console", "docs", "keys", "loopback", "mailing", "process", "security", "service", "sites"}
-"""Test files that start Ray: one machine has one cluster at a time, so they never run beside each other."""
+ALONE = {
+    "browser",
+    "cluster",
+    "console",
+    "docs",
+    "keys",
+    "loopback",
+    "mailing",
+    "process",
+    "security",
+    "service",
+    "sites",
+}
+"""Test files that start a browser or Ray, of which one machine has one cluster at a time: nothing runs beside them."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
+@pytest.hookimpl(tryfirst=True)  # before expressions of markers are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers a whole file runs on one of them, and everything with Ray on the same one."""
+    """Mark the tests that run alone; the others go by file to as many workers as there are."""
     for item in items:
-        name = item.path.stem.removeprefix("test_")
-        item.add_marker(pytest.mark.xdist_group("ray" if name in WITH_RAY else name))
+        if item.path.stem.removeprefix("test_") in ALONE:
+            item.add_marker(pytest.mark.alone)
 
 
 def pytest_collection_finish() -> None:
