@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from embeddings.bundle_reader import open_bundle
 from embeddings.errors import BundleError, NotFound, Unavailable
@@ -18,6 +19,7 @@ from embeddings.manifest import Part
 from embeddings.releases import CURRENT, current_release, list_releases
 from serving import metrics
 from serving.pipeline.live import Demand, Live, policy_of
+from serving.pipeline.opening import turn
 from serving.pipeline.releases import RELEASE, Releases, Tried, tried
 from serving.pipeline.trial import Trial
 from serving.policy.compiled import Policy
@@ -197,9 +199,11 @@ class Holdings:
         if (name, stamp) in self._refused:
             return None
         try:
-            bundle = open_bundle(self.settings.releases / name, parts=self.parts)
-            version, documents = self._documents
-            return Live(bundle, self.store, version=version, documents=documents, demand=self._demand)
+            # One after the other where requests are answered meanwhile.
+            with nullcontext() if self.live is None else turn(self.settings.releases):
+                bundle = open_bundle(self.settings.releases / name, parts=self.parts)
+                version, documents = self._documents
+                return Live(bundle, self.store, version=version, documents=documents, demand=self._demand)
         except (BundleError, NotFound) as error:
             self._refused.add((name, stamp))
             logger.error("release refused: %s", error.message)
