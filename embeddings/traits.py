@@ -78,11 +78,13 @@ def alike(history: Traits, candidates: Traits) -> Floats:
     known, place = np.unique(tokens_LW[has], return_inverse=True)
     share_L = DECAY ** np.arange(len(tokens_LW) - 1, -1, -1, dtype=np.float32)
     share_L /= share_L.sum()
-    last = np.zeros_like(has)
-    last[-1] = has[-1]
-    at = np.searchsorted(known, candidates.tokens).clip(max=len(known) - 1)
-    weights_KW = candidates.weights * (known[at] == candidates.tokens)
-    for column, weights in enumerate((share_L[:, None] * weights_LW, weights_LW * last)):
-        profile = np.bincount(place, weights[has], minlength=len(known)).astype(np.float32)
-        found_K2[:, column] = (profile[at] * weights_KW).sum(1)
+    last_L = np.zeros_like(share_L)
+    last_L[-1] = 1.0
+    at_KW = np.searchsorted(known, candidates.tokens).clip(max=len(known) - 1)
+    weights_KW = candidates.weights.astype(np.float32)
+    weights_KW[known[at_KW] != candidates.tokens] = 0.0
+    for column, by_event_L in enumerate((share_L, last_L)):
+        weights = (by_event_L[:, None] * weights_LW)[has]
+        profile = np.bincount(place, weights, minlength=len(known)).astype(np.float32)
+        found_K2[:, column] = np.einsum("kw,kw->k", profile[at_KW], weights_KW)
     return found_K2
