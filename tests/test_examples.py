@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from embeddings.traits import alike
 from embeddings.two_tower import TowerConfig, TwoTower
 from tests.histories import START, Touch, cycle, dataset
 from training.contenders import item_matrix
-from training.dataset import Dataset, leave_last_out
+from training.dataset import Dataset, leave_last_out, single_targets
 from training.examples import DAY_S, EventCounts, ListMaker, outcomes
 from training.successors import count_successors
 
@@ -156,3 +158,14 @@ def test_outcomes_are_what_followed_the_find() -> None:
     assert outcomes(data, split.validation, rows, config).tolist() == wanted
     assert outcomes(data, split.test, rows, config)[0, 0].tolist() == [False, True]
     assert outcomes(data, split.test, rows, config, within_days=30.0)[0, 0].tolist() == [True, True]
+
+
+def test_a_target_from_elsewhere_counts_for_every_objective() -> None:
+    """As the test items of a file of interactions, which are no events of the data."""
+    data = dataset({"ann": "a b c", "bob": "c d"}, event_types=SHOP)
+    row, end = data.users.row("ann"), data.offsets[data.users.row("ann") + 1]
+    target = single_targets(data, np.array([end - 1]), np.array([end]))
+    target = dataclasses.replace(target, users=np.array([row]), rows=np.array([data.items.row("d")]))
+    rows = np.array([data.items.rows(["d", "a"])])
+    config = RankerConfig(objectives=("purchase", "view"))
+    assert outcomes(data, target, rows, config).tolist() == [[[True, True], [False, False]]]

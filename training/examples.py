@@ -140,7 +140,8 @@ def outcomes(data: Dataset, targets: Targets, rows: Ints, config: RankerConfig, 
     """Labels [Q, K, O]: the candidate was to be found, and the person did this with it.
 
     An item is found by its first event; a purchase days later is an outcome of the same find. Events count that follow
-    the first one within `within_days`.
+    the first one within `within_days`. Of a target that is no event of the data nothing is known but that it was taken:
+    it counts for every objective.
     """
     wanted = np.array([data.spec.event_row(name) for name in config.objectives])
     labels = np.zeros((*rows.shape, len(wanted)), dtype=np.bool_)
@@ -149,6 +150,9 @@ def outcomes(data: Dataset, targets: Targets, rows: Ints, config: RankerConfig, 
         touched, times = data.rows[own], data.times[own]
         for row in np.unique(relevant).tolist():
             places = np.flatnonzero(touched == row)
+            if not len(places):
+                labels[q, rows[q] == row] = True
+                continue
             near = places[times[places] <= times[places[0]] + within_days * DAY_S]
             labels[q, rows[q] == row] = np.isin(wanted, data.types[own][near])
     return labels
