@@ -33,6 +33,7 @@ from serving.settings import Settings
 from training.shop import Shop
 
 ITEMS = 500
+SWAP_S = 5.0
 REPLICAS = 2
 KILL_EVERY_S = 5.0
 RECOVERY_S = 60.0
@@ -278,7 +279,7 @@ def herd(trial: Trial) -> None:
 
 
 def releases_swapped(trial: Trial) -> None:
-    """Two releases with different items take turns under load."""
+    """Two releases with different items take turns under load, every few seconds."""
     swaps = trial.pick(5, 50)
     with running(trial) as (url, world):
         rows = from_table(Shop(items=ITEMS, users=10).items(), Item)
@@ -293,7 +294,7 @@ def releases_swapped(trial: Trial) -> None:
         with Load(url, world, rate=rate) as answers:
             for turn in range(swaps):
                 point_to(trial.folder / "releases", ("other", "untrained")[turn % 2])
-                time.sleep(1)
+                time.sleep(SWAP_S)
     _report(trial, answers, swaps=swaps, quiet_p99_ms=quiet.p99_ms)
     trial.expect(answers.answered == 1.0, f"only {answers.answered:.2%} were answered")
     trial.expect(answers.p99_ms <= 2 * quiet.p99_ms, f"p99 {answers.p99_ms} ms, {quiet.p99_ms} ms without swaps")

@@ -35,6 +35,9 @@ FAST_PROFILE = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # A request that a dying replica swallowed is asked again of another one. What changes something must bear that: events
+    # do by their ids, documents by `expected_version`.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",
     "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "30",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "35",

@@ -53,7 +53,10 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
             *RAYSERVICE["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"],
         )
     },
-    "image": dict(re.findall(r"(?m)^(?:ENV )?\s*([A-Z_]+)=(\S+?)(?: \\)?$", CONTAINERFILE)),
+    "image": {
+        name: value.strip('"')
+        for name, value in re.findall(r'(?m)^(?:ENV )?\s*([A-Z_]+)=("[^"]*"|\S+?)(?: \\)?$', CONTAINERFILE)
+    },
 }
 
 
