@@ -34,7 +34,7 @@ from embeddings.bundle_writer import write_bundle
 from embeddings.features import FeatureSpec, Floats
 from embeddings.index import VectorIndex
 from embeddings.neighbours import Neighbours, nearest_items
-from embeddings.ranker import Ranker, RankerConfig
+from embeddings.ranker import FEATURES, Ranker, RankerConfig
 from embeddings.releases import point_to
 from embeddings.schema import Item, to_table
 from embeddings.traits import rarity, traits_of
@@ -105,6 +105,19 @@ def world_items() -> list[Item]:
         for place in range(PER_GROUP)
         for group in range(GROUPS)
     ]
+
+
+def look_only_at(model: Ranker, feature: str) -> None:
+    """Make a ranking model score by one of its features: its first hidden unit is that, and nothing else counts."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        first, later = model.body[0], model.body[3]
+        assert isinstance(first, torch.nn.Linear)
+        assert isinstance(later, torch.nn.Linear)
+        first.weight[0, first.in_features - len(FEATURES) + FEATURES.index(feature)] = 1.0
+        later.weight[0, 0] = 1.0
+        model.heads.weight[:, 0] = 1.0
 
 
 def write_world(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from embeddings.features import EventKind
-from embeddings.ranker import FEATURES, Ranker
+from embeddings.ranker import Ranker
 from embeddings.successors import DECAY, LATEST, Successors
 from serving.replica.engine import Engine
+from tests.conftest import look_only_at
 from tests.histories import dataset
 from tests.test_pipeline import ask, do, ids
 from training.dataset import Dataset, leave_last_out
@@ -131,16 +131,7 @@ def test_a_release_carries_them_and_the_service_asks_them(engine: Engine) -> Non
 
 
 def only_what_follows(model: Ranker, successors: Successors) -> Ranker:
-    """A model whose first hidden unit is the last feature, and nothing else counts."""
     built = Ranker(model.config, dim=8).eval()
     built.set_successors(successors)
-    with torch.no_grad():
-        for weight in built.parameters():
-            weight.zero_()
-        first, later = built.body[0], built.body[3]
-        assert isinstance(first, torch.nn.Linear)
-        assert isinstance(later, torch.nn.Linear)
-        first.weight[0, first.in_features - len(FEATURES) + FEATURES.index("follows_last")] = 1.0
-        later.weight[0, 0] = 1.0
-        built.heads.weight[:, 0] = 1.0
+    look_only_at(built, "follows_last")
     return built
