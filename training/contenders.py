@@ -28,7 +28,7 @@ from training.dataset import Dataset, Mask, Split, Targets
 from training.examples import ListMaker, outcomes
 from training.metrics import expected_calibration_error
 from training.queries import encode_queries, rank_all, seen_items
-from training.ranking import predict, rerank
+from training.ranking import in_order, predict
 
 RELEASE: Final = "release"
 """The name under which the release in service competes."""
@@ -197,9 +197,10 @@ def rank_ranker(
     for lists in maker.chunks(targets):
         own = np.arange(at, at + len(lists))
         head = min(retrieved.shape[1], lists.rows.shape[1])
-        ranked[own, :head] = rerank(ranker, lists, matrix)[:, :head]
+        probabilities = ranker.probabilities(predict(ranker, lists, matrix))
+        ranked[own, :head] = in_order(lists, probabilities)[:, :head]
         real = lists.rows != UNKNOWN
-        predicted.append(ranker.probabilities(predict(ranker, lists, matrix)).numpy()[real])
+        predicted.append(probabilities.numpy()[real])
         labels.append(outcomes(data, targets.take(own), lists.rows, ranker.config)[real])
         at += len(lists)
     found = Predictions(

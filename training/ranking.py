@@ -96,13 +96,16 @@ def held_out(data: Dataset, targets: Targets) -> Mask:
 
 
 def rerank(ranker: Ranker, lists: Lists, matrix: Floats, *, batch: int = 256) -> Ints:
-    """Candidates [Q, K] in the ranker's order: by the mean probability of its objectives, ties in retrieval order."""
-    ranked = np.full_like(lists.rows, UNKNOWN)
-    logits = predict(ranker, lists, matrix, batch=batch)
-    merit = ranker.probabilities(logits).mean(-1).numpy()
+    """Candidates [Q, K] in the ranker's order, best first."""
+    return in_order(lists, ranker.probabilities(predict(ranker, lists, matrix, batch=batch)))
+
+
+def in_order(lists: Lists, probabilities_QKO: Tensor) -> Ints:
+    """Candidates [Q, K] by the mean probability of the objectives, ties in retrieval order."""
+    merit = probabilities_QKO.mean(-1).numpy()
     merit[lists.rows == UNKNOWN] = -np.inf
     order = np.argsort(-merit, axis=1, kind="stable")
-    ranked[...] = np.take_along_axis(lists.rows, order, axis=1)
+    ranked: Ints = np.take_along_axis(lists.rows, order, axis=1)
     return ranked
 
 
