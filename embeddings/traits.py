@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embeddings.features import Floats, Ints, ItemFeatures
+from embeddings.heaviest import heaviest
 from embeddings.ids import UNKNOWN
 from embeddings.successors import DECAY, LATEST
 
@@ -51,17 +52,12 @@ def rarity(items: ItemFeatures, tokens: int) -> Floats:
 
 def traits_of(items: ItemFeatures, rarity_T: Floats) -> Traits:
     """The traits of items, by how rare their tokens are."""
-    found, lengths = Traits.none(len(items)), np.diff(items.token_offsets)
-    owners, weights = np.repeat(np.arange(len(items)), lengths), rarity_T[items.tokens]
-    order = np.lexsort((items.tokens, -weights, owners))
-    owners, tokens, weights = owners[order], items.tokens[order], weights[order]
-    place = np.arange(len(order)) - np.repeat(items.token_offsets[:-1], lengths)
-    kept = (place < KEPT) & (weights > 0)
-    owners, place, tokens, weights = owners[kept], place[kept], tokens[kept], weights[kept]
-    length_N = np.sqrt(np.bincount(owners, weights**2, minlength=len(items)))
-    found.tokens[owners, place] = tokens
-    found.weights[owners, place] = weights / length_N[owners]
-    return found
+    owners = np.repeat(np.arange(len(items)), np.diff(items.token_offsets))
+    telling = rarity_T[items.tokens] > 0
+    owners, tokens = owners[telling], items.tokens[telling]
+    tokens_NW, weights_NW = heaviest(owners, tokens, rarity_T[tokens], rows=len(items), width=KEPT)
+    length_N = np.maximum(np.linalg.norm(weights_NW, axis=1), np.finfo(np.float32).tiny)
+    return Traits(tokens=tokens_NW, weights=(weights_NW / length_N[:, None]).astype(np.float16))
 
 
 def alike(history: Traits, candidates: Traits) -> Floats:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,29 +86,35 @@ def _fit(source: Source, config: Config, run: Run, start: Mapping[str, Tensor] |
         "schemas": {name: table.schema for name, table in tables.items()},
     }
     storage = Path(tempfile.mkdtemp(prefix="bespoke-train-"))
+
+    def trainer() -> TorchTrainer:
+        return TorchTrainer(
+            _work,
+            train_loop_config=asked,
+            datasets={name: ray.data.from_arrow(table) for name, table in tables.items()},
+            dataset_config=ray.train.DataConfig(datasets_to_split=[]),  # histories are whole, batches are shared
+            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=run.device.startswith("cuda")),
+            torch_config=TorchConfig(backend="nccl" if run.device.startswith("cuda") else "gloo"),
+            run_config=ray.train.RunConfig(
+                storage_path=str(storage), failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES)
+            ),
+        )
+
     try:
-        for attempt in range(MAX_FAILURES + 1):
-            trainer = TorchTrainer(
-                _work,
-                train_loop_config=asked,
-                datasets={name: ray.data.from_arrow(table) for name, table in tables.items()},
-                dataset_config=ray.train.DataConfig(datasets_to_split=[]),  # histories are whole, batches are shared
-                scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=run.device.startswith("cuda")),
-                torch_config=TorchConfig(backend="nccl" if run.device.startswith("cuda") else "gloo"),
-                run_config=ray.train.RunConfig(
-                    storage_path=str(storage), failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES)
-                ),
-            )
-            try:
-                trainer.fit()
-                return
-            except ray.train.ControllerError:  # a worker died while Ray was talking to it: Ray does not try again
-                if attempt == MAX_FAILURES:
-                    raise
+        _insist(trainer)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"the training on the cluster failed: {_cause(error)}") from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _insist(trainer: Callable[[], TorchTrainer]) -> None:
+    """Fit, and start over where a worker died while Ray was talking to it: there Ray itself does not."""
+    for _ in range(MAX_FAILURES):
+        with suppress(ray.train.ControllerError):
+            trainer().fit()
+            return
+    trainer().fit()
 
 
 def _work(asked: dict[str, Any]) -> None:

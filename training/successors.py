@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from embeddings.features import Ints
-from embeddings.ids import UNKNOWN
+from embeddings.heaviest import heaviest
 from embeddings.successors import Successors
 from training.dataset import Dataset, Mask
 from training.spectrum import scaled, touched_matrix
@@ -57,16 +57,11 @@ def _in_order(owners: Ints, items: Ints, n: int, reach: int) -> Sparse:
 
 def _closest(chunk: Callable[[int], Sparse], n: int, width: int, *, ordered: bool) -> Successors:
     """The largest cells of every row but the diagonal, from chunks of rows [C, N] by where they start."""
-    rows = np.full((n, width), UNKNOWN, dtype=np.int32)
-    weights = np.zeros((n, width), dtype=np.float16)
+    rows = np.empty((n, width), dtype=np.int32)
+    weights = np.empty((n, width), dtype=np.float16)
     for start in range(0, n, CHUNK):
-        part = chunk(start).tocoo()
+        part, those = chunk(start).tocoo(), slice(start, min(start + CHUNK, n))
         off = part.row + start != part.col
-        first, then, close = part.row[off] + start, part.col[off], part.data[off]
-        order = np.lexsort((then, -close, first))
-        first, then, close = first[order], then[order], close[order]
-        place = np.arange(len(first)) - np.searchsorted(first, first)
-        kept = place < width
-        rows[first[kept], place[kept]] = then[kept]
-        weights[first[kept], place[kept]] = close[kept]
+        cells = part.row[off], part.col[off], part.data[off]
+        rows[those], weights[those] = heaviest(*cells, rows=those.stop - start, width=width)
     return Successors(rows=rows, weights=weights, ordered=ordered)
