@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def put(path: Path, write: Callable[[Path], object]) -> None:
 
     Whatever `write` or the disk raises goes through; the old file is untouched then, and nothing is left beside it.
     """
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
+    # Not the process id: threads share one, and so do the containers of one volume.
+    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         write(unfinished)
         flush(unfinished)

@@ -442,7 +442,27 @@ def test_who_is_erased_is_in_no_message(
     assert manifest["messages"] == len(messages(folder)) == sum(manifest["files"].values())
     shutil.rmtree(folder)
     assert engine.store.batches.forget("u02") == []
+    assert len(engine.store.batches.every()) == 1, "it may only be out of reach"
+    (batch,) = engine.store.batches.every()
+    engine.store.batches.drop(batch.name)
+    engine.store.batches.register(replace(batch, valid_until=datetime.now(UTC)))
+    assert engine.store.batches.forget("u02") == []
     assert engine.store.batches.every() == (), "a folder that is gone is not looked for again"
+
+
+def test_a_folder_that_is_out_of_reach_is_counted_until_nothing_of_it_may_be_sent(
+    engine: Engine, writer: Engine, tmp_path: Path
+) -> None:
+    folder, away = tmp_path / "out", tmp_path / "away"
+    plan = plan_mailing(engine.store, folder, campaign(at=datetime.now(UTC)), per_partition=100)
+    write_partition(writer, folder, plan, 0)
+    folder.rename(away)  # a volume that is not mounted at the moment
+    with TestClient(create_api(engine)) as client:
+        assert client.post("/v1/users/u03/erase", json={}).json()["receipt"]["removed"]["messages_pending"] == 1
+        away.rename(folder)
+        receipt = client.post("/v1/users/u04/erase", json={}).json()["receipt"]
+    assert (receipt["removed"]["messages_pending"], receipt["removed"]["message_files"]) == (0, 1)
+    assert "u04" not in {one["user_id"] for one in messages(folder)}
 
 
 def test_partitions_have_everybody_once(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class ReceiptOut(Body):
     """What an erasure took away, signed; `removed` counts by kind.
 
     `exports_pending` among them are exports that could not be written at that moment: the next one takes the person out.
+    `messages_pending` are folders of messages that were out of reach: nothing may be sent from those.
     """
 
     receipt_id: str

@@ -151,26 +151,15 @@ def router(engine: Engine) -> APIRouter:
     async def rankings(body: RankingsIn) -> Response:
         """The caller's own items in this person's order; ids that are not in the catalogue come back as `unknown`."""
         items = list(dict.fromkeys(body.items))
-        query = Query(
-            k=len(items),
-            now=datetime.now(UTC),
-            user_id=body.user_id,
-            candidates=items,
-            placement=body.placement,
-            context=body.context,
-            explain=body.explain,
-            fields=body.fields,
-        )
-        return await answer(engine, query)
+        return await answer(engine, asked(body, k=len(items), candidates=items))
 
     return routes
 
 
-def asked(body: RecommendationsIn | SimilarIn, **more: Any) -> Query:
-    """The query of a body, whose fields are called the same but for four."""
-    named = {name: value for name, value in body if name not in ("item_id", "page", "k")}
-    named["explain"] = bool(body.explain)
-    return Query(now=datetime.now(UTC), k=body.k or 0, **named, **more)
+def asked(body: RecommendationsIn | SimilarIn | RankingsIn, **more: Any) -> Query:
+    """The query of a body: its fields are called the same but for some, of which `more` says what is not plain."""
+    named = {name: value for name, value in body if name not in ("item_id", "items", "page")} | more
+    return Query(now=datetime.now(UTC), **named | {"explain": bool(body.explain), "k": named.get("k") or 0})
 
 
 async def answer(engine: Engine, query: Query, *, page: str | None = None, what_if: bool = False) -> Response:

@@ -136,8 +136,8 @@ async def _near(ladder: Ladder, job: Job, page: Page, decider: Decider) -> Page:
     without: set[Part] = {section for section, circuit in circuits.items() if not circuit.allows()}
     if "retrieval" in without:
         return demanded(page, "retrieval")
-    steps = _decisions(page, decider)
-    for name, work in _lists(page, "retrieval").items():
+    steps, lists = _decisions(page, decider), _lists(page, "retrieval")
+    for name, work in lists.items():
         steps[name] = _filling(work, ("retrieval",) if name == BASE else ("retrieval", "ranking"), frozenset(without))
 
     def arranged(done: Mapping[str, Any]) -> Page:
@@ -154,11 +154,12 @@ async def _near(ladder: Ladder, job: Job, page: Page, decider: Decider) -> Page:
     else:
         found = arrange(_filled(page, taken.done), plain=True)
     _leave_out(found, [name for name in taken.left_out if name != ARRANGE])
-    if any(name in found.shelves for name in taken.done):
-        circuits["retrieval"].succeeded()
-        if "ranking" not in without:
-            failed = any("ranker" in work.degraded for work in found.shelves.values())
-            circuits["ranking"].failed() if failed else circuits["ranking"].succeeded()
+    filled = [taken.done[name] for name in lists if name in taken.done]
+    if lists:
+        circuits["retrieval"].succeeded() if filled else circuits["retrieval"].failed()
+    if filled and "ranking" not in without:
+        failed = any("ranker" in work.degraded for work in filled)
+        circuits["ranking"].failed() if failed else circuits["ranking"].succeeded()
     return found
 
 

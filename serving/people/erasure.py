@@ -25,12 +25,12 @@ def erase(store: Store, effects: Effects, user_id: str, *, reason: str | None = 
 
     Events, profile, aliases, consent and decisions go in one transaction; then the messages that wait for them, and what
     exports have of them. A folder that cannot be written now counts as `exports_pending`: the next export to it takes
-    the person out.
+    the person out. Folders of messages that are out of reach count as `messages_pending`: nothing may be sent from those.
     """
     effects.flush(FLUSH_S)
     erased = store.profiles.erase(user_id)
     beside = {"message_files": len({path for one in erased.ids for path in store.batches.forget(one)})}
-    beside |= {"exported_rows": 0, "exports_pending": 0}
+    beside |= {"messages_pending": store.batches.out_of_reach(), "exported_rows": 0, "exports_pending": 0}
     for folder in exported_to(store):
         try:
             beside["exported_rows"] += _patiently(lambda folder=folder: take_out(store, folder).rows)  # type: ignore[misc]

@@ -44,6 +44,7 @@ CatchUp = Callable[[Live, int, int, float], None]
 Held = Callable[[str], Live | None]
 
 REFILLS = 3
+"""So often a list is searched for at most, each time in four times as many candidates."""
 
 
 class Ladder:
@@ -99,7 +100,7 @@ class Ladder:
         if found is None:
             return self._demand(job, job.at)
         work = found
-        for _ in range(REFILLS):
+        for left in reversed(range(REFILLS)):
             payload = to_wire(work)
             for section in SECTIONS:
                 reply = await self.ask(job, section, sections[section], payload)
@@ -115,7 +116,7 @@ class Ladder:
                     return work
                 payload = to_wire(work)
             work = from_wire(orjson.loads(payload), job.snapshot)
-            if work.complete or work.late:
+            if work.complete or work.late or not left:
                 break
             work.again()
         return work
@@ -255,7 +256,7 @@ class Ladder:
             work.degrade("retrieval")
             demand_slate(work)
             return work
-        for _ in range(REFILLS):
+        for left in reversed(range(REFILLS)):
             for section in SECTIONS:
                 if section == "ranking":
                     job.retrieved = work.candidates
@@ -266,7 +267,7 @@ class Ladder:
                 skip_section(section, work)
                 if section == "rules":
                     plain_slate(work)
-            if work.complete or work.late:
+            if work.complete or work.late or not left:
                 break
             work.again()
         return work

@@ -21,6 +21,9 @@ from embeddings.ids import stable_hash
 from serving.request.query import Query
 
 VALID_S = 1800.0
+CLOCKS_S = 60.0
+"""So far the clocks of two replicas may differ."""
+
 MOST_SHOWN = 1000
 """After so many items there is no next page: nobody reads that far."""
 
@@ -61,7 +64,7 @@ class Paging:
                     f"{FIELD}: this page belongs to another {what}; a next page is asked for like the first one",
                     field=FIELD,
                 )
-        if not 0 <= query.now.timestamp() - at <= VALID_S:
+        if not -CLOCKS_S <= query.now.timestamp() - at <= VALID_S:
             raise Expired(f"{FIELD}: a next page is kept for {VALID_S / 60:.0f} minutes; begin again", field=FIELD)
         return replace(query, shown=tuple(shown), anchor=query.anchor if anchor is None else anchor)
 
@@ -86,7 +89,7 @@ def _bound(query: Query) -> dict[str, int]:
     """What has to be the same on every page."""
     condition = b"" if query.filter is None else orjson.dumps(query.filter, option=orjson.OPT_SORT_KEYS)
     return {
-        "person": stable_hash(f"{query.personalized}{query.user_id}"),
+        "person": stable_hash(f"{query.user_id}"),
         "placement": stable_hash(query.placement),
         "item": stable_hash(f"{query.similar_to}"),
         "filter": stable_hash(condition.decode()),

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Batch:
     folder: Path
     created_at: datetime
     valid_until: datetime
+
+    @property
+    def reachable(self) -> bool:
+        """Whether its folder is there, with its plan."""
+        return (self.folder / PLAN).is_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +173,20 @@ class Batches:
         """Take a person out of every batch that can be reached; returns the files that were written anew.
 
         To be called when the person is gone from the store: what is written from then on leaves them out by itself. A
-        folder that is gone is forgotten.
+        folder that is gone is forgotten once nothing of it may be sent any more; until then it may only be out of reach.
         """
         changed = []
         for batch in self.every():
-            if not (batch.folder / PLAN).is_file():
+            if batch.reachable:
+                changed += take_out(batch.folder, [user_id])
+            elif batch.valid_until <= datetime.now(UTC):
                 self.drop(batch.name)
-                continue
-            changed += take_out(batch.folder, [user_id])
         return changed
+
+    def out_of_reach(self) -> int:
+        """Count the folders that cannot be looked into, while their messages may still be sent."""
+        now = datetime.now(UTC)
+        return sum(not batch.reachable and batch.valid_until > now for batch in self.every())
 
 
 def part(folder: Path, number: int) -> Path:
