@@ -111,6 +111,16 @@ def asked(engine: Engine, times: int = 1, **fields: Any) -> list[Answer]:
     return asyncio.run(several())
 
 
+def test_a_list_that_caps_keep_short_is_short_and_never_empty(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.request.work.CANDIDATES", 2)
+    cap = {"id": "cap", "action": {"type": "cap", "attribute": "categories", "limit": 1}}
+    engine.store.documents.put("rule", "cap", cap, by="test")
+    for k in (1, 2, 3, 4, 9):
+        (answer,) = asked(engine, k=k)
+        assert 1 <= len(answer.items) <= k
+        assert not answer.degraded
+
+
 def ids(answer: Answer) -> list[str]:
     return [one.item_id for one in answer.items]
 

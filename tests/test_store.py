@@ -25,7 +25,7 @@ from embeddings.errors import BespokeError, ConfigError, Conflict, InputError, N
 from embeddings.schema import Event, Item, User
 from serving.store import HISTORY_LIMIT, HistoryEvent, Store, tables
 from serving.store.checksums import checksum
-from serving.store.histories import merge
+from serving.store.histories import IMPRESSIONS_LIMIT, merge
 
 ROOT = Path(__file__).parents[1]
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -320,7 +320,18 @@ def test_history_keeps_the_latest_and_takes_late_events(store: Store) -> None:
 
 def test_events_of_one_moment_stay_in_their_order() -> None:
     first, second, third = ("a", "view", 1.0, None), ("b", "view", 1.0, None), ("c", "view", 0.5, None)
-    assert merge([first], [second, third]) == [third, first, second]
+    assert merge([first, second, third]) == [third, first, second]
+
+
+def test_what_was_only_shown_does_not_push_out_what_was_done(store: Store) -> None:
+    store.events.append([event(item="bought", event_type="purchase", minute=0)])
+    for start in (1, 501):
+        shown = [event(item=f"i{at}", event_type="impression", minute=at) for at in range(start, start + 500)]
+        store.events.append(shown)
+    profile = store.profiles.get("u1")
+    assert profile is not None
+    assert [one.item_id for one in profile.history][:2] == ["bought", f"i{1001 - IMPRESSIONS_LIMIT}"]
+    assert (len(profile.history), profile.events) == (1 + IMPRESSIONS_LIMIT, 1001)
 
 
 def test_attributes_and_events_do_not_disturb_each_other(store: Store) -> None:

@@ -19,7 +19,7 @@ from serving.request.candidates import Candidates
 from serving.request.query import Anchor, Query, Recommended
 from serving.request.work import Place, Work
 from serving.stages.effects import found_by, logged_as
-from serving.stages.reasons import VERBS
+from serving.stages.reasons import LOOKED, VERBS
 from serving.store import Decision
 
 LOOKING = "are looking at"
@@ -162,7 +162,7 @@ class Page:
         anchor = self.shelves[slot.id].anchor
         if anchor is None:
             return None if placeholders(slot.template) else slot.template
-        verb = LOOKING if self.query.item_id is not None else VERBS.get(anchor.event_type or "", "liked")
+        verb = LOOKING if self.query.item_id is not None else VERBS.get(anchor.event_type or "", LOOKED)
         return slot.template.format(anchor=anchor.title, verb=verb)
 
     def answer(self, recommendation_id: str) -> PageAnswer:

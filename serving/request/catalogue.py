@@ -184,7 +184,19 @@ class Catalogue:
         known = self.bundle.neighbours
         if known is None or (len(rows) and int(rows.max()) >= self.split):
             return None
-        return known[rows].astype(np.int64)
+        found = known[rows].astype(np.int64)
+        there = found >= 0
+        found[there] = self.current(found[there])
+        return found
+
+    def current(self, rows: Rows) -> Rows:
+        """Where items of the release stand now; one that changed since has another row, one that is gone UNKNOWN."""
+        changed = self.retired[rows]
+        if not changed.any():
+            return rows
+        rows = rows.copy()
+        rows[changed] = self.rows(self.base.ids.ids(rows[changed]))
+        return rows
 
     def row(self, item_id: str) -> int:
         """Row of a living item, or UNKNOWN."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from itertools import compress
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from serving.store.persons import HistoryEvent, Profile
 
 ANCHORS = 20
 REFUSED = "this person does not allow personalization: the list is everybody's"
+Past: TypeAlias = tuple[tuple[HistoryEvent, ...], Rows]
+"""Events, and the row of each event's item."""
+
 NOBODY = Profile(user_id="", attributes={}, history=[], events=0, last_seen=None)
 
 
@@ -123,7 +127,7 @@ class Work:
         return self._facts(NOBODY if self.refused else self.profile)
 
     def _facts(self, profile: Profile) -> Facts:
-        done = Done(self.history, self.history_rows, self.catalogue, self.seconds)
+        done = Done(*self._past, self.catalogue, self.seconds)
         later: dict[str, Callable[[], Any]] = {
             HISTORY: lambda: done,
             "history.cart": done.cart,
@@ -182,23 +186,45 @@ class Work:
         return Work(self.query, self.snapshot, self.profile, stranger=self.stranger, arms={}).facts
 
     @cached_property
-    def _past(self) -> tuple[tuple[HistoryEvent, ...], Rows]:
+    def _past(self) -> Past:
         events = self.profile.history if self.query.personalized else ()
-        rows = self.catalogue.rows(event.item_id for event in events)
-        if len(rows) and int(rows.min()) < 0:
-            events = [event for event, row in zip(events, rows.tolist(), strict=True) if row >= 0]
-            rows = rows[rows >= 0]
-        return tuple(events), rows
+        return _those(events, rows := self.catalogue.rows(event.item_id for event in events), rows >= 0)
+
+    @cached_property
+    def _telling(self) -> Past:
+        (events, rows), spec = self._past, self.snapshot.bundle.spec
+        silent = {name for name in {event.event_type for event in events} if not spec.telling(name)}
+        if not silent:
+            return events, rows
+        return _those(events, rows, np.array([event.event_type not in silent for event in events]))
 
     @property
     def history(self) -> tuple[HistoryEvent, ...]:
-        """The person's events with items that exist now, oldest first; empty for a request without personalization."""
-        return self._past[0]
+        """The person's events that say something about their taste, with items that exist now, oldest first.
+
+        Empty for a request without personalization; what was only shown to them is not part of it.
+        """
+        return self._telling[0]
 
     @property
     def history_rows(self) -> Rows:
         """Rows [L] of `history`."""
-        return self._past[1]
+        return self._telling[1]
+
+    @cached_property
+    def interests(self) -> Rows:
+        """Places [M] in `history` of what the person did with items that they have not disliked since, oldest first."""
+        kind = self.snapshot.bundle.spec.event_kind
+        weights = {name: kind(name).weight for name in {event.event_type for event in self.history}}
+        places, disliked = [], set()
+        for at in range(len(self.history) - 1, -1, -1):
+            event = self.history[at]
+            weight = weights[event.event_type]
+            if weight < 0:
+                disliked.add(event.item_id)
+            elif weight > 0 and event.item_id not in disliked:
+                places.append(at)
+        return np.asarray(places[::-1], dtype=np.int64)
 
     @cached_property
     def history_vectors(self) -> Floats:
@@ -213,12 +239,13 @@ class Work:
 
     @cached_property
     def anchors(self) -> tuple[Anchor, ...]:
-        """The latest items that the person touched and did not dislike, each once, the last one first."""
-        kind, title = self.snapshot.bundle.spec.event_kind, self.catalogue.title
+        """The latest items that interested the person, each once, the last one first."""
         found: dict[str, Anchor] = {}
-        for event, row in zip(reversed(self.history), reversed(self.history_rows.tolist()), strict=True):
-            if event.item_id not in found and kind(event.event_type).weight > 0:
-                found[event.item_id] = Anchor(item_id=event.item_id, title=title(row), event_type=event.event_type)
+        for at in reversed(self.interests.tolist()):
+            event, row = self.history[at], int(self.history_rows[at])
+            if event.item_id not in found:
+                title = self.catalogue.title(row)
+                found[event.item_id] = Anchor(item_id=event.item_id, title=title, event_type=event.event_type)
                 if len(found) == ANCHORS:
                     break
         return tuple(found.values())
@@ -281,7 +308,7 @@ class Work:
         if other.query.context == self.query.context:
             shared.add("facts")
         if other.query.personalized == self.query.personalized:
-            shared |= {"history", "history_rows", "anchors"}
+            shared |= {"_past", "_telling", "interests", "anchors"}
             if "facts" in shared:
                 shared.add("person_vector")
             if other.query.similar_to == self.query.similar_to and "facts" in shared:
@@ -326,6 +353,13 @@ class Work:
     def found_by(self, found: int) -> list[str]:
         """Names of the sources behind the bits of one candidate."""
         return [name for bit, name in enumerate(self.snapshot.sources) if found >> bit & 1]
+
+
+def _those(events: Sequence[HistoryEvent], rows: Rows, kept: Mask) -> Past:
+    """The events that are kept, with their rows; nearly always it is all of them."""
+    if kept.all():
+        return tuple(events), rows
+    return tuple(compress(events, kept)), rows[kept]
 
 
 def _completed(query: Query, placement: Placement) -> Query:

@@ -8,7 +8,7 @@ import numpy as np
 
 from embeddings.ids import Rows
 from serving.request.work import Work
-from serving.stages.sources import NONE, PersonSource
+from serving.stages.sources import PersonSource
 
 BOUGHT = "purchase"
 CONSUMABLE = "consumable"
@@ -23,12 +23,7 @@ class Continue(PersonSource):
 
     def find(self, work: Work, count: int) -> Rows:
         """The items they touched and did not dislike, the last one first."""
-        kind = work.snapshot.bundle.spec.event_kind
-        weights = {name: kind(name).weight for name in {event.event_type for event in work.history}}
-        begun = np.fromiter((weights[event.event_type] > 0 for event in work.history), dtype=bool)
-        disliked = np.fromiter((weights[event.event_type] < 0 for event in work.history), dtype=bool)
-        rows = work.history_rows[begun][::-1] if len(begun) else NONE
-        return rows[~np.isin(rows, work.history_rows[disliked])][:count]
+        return work.history_rows[work.interests[::-1]][:count]
 
 
 class BuyAgain(PersonSource):

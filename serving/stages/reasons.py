@@ -17,7 +17,17 @@ TRENDING = Reason(code="trending", text="Trending now")
 NEW = Reason(code="new", text="New arrival")
 FOR_YOU = Reason(code="for_you", text="Picked for you")
 POPULAR = Reason(code="popular", text="Popular")
-VERBS = {"purchase": "bought", "view": "viewed", "click": "viewed", "cart": "put in your cart", "rating": "rated"}
+LOOKED = "looked at"
+"""What somebody did whose application has a word of its own for it."""
+
+VERBS = {
+    "purchase": "bought",
+    "view": "viewed",
+    "click": "viewed",
+    "cart": "put in your cart",
+    "rating": "rated",
+    "like": "liked",
+}
 
 
 def reasons_for(work: Work, places: list[int]) -> list[tuple[Reason, ...]]:
@@ -55,7 +65,7 @@ def _origin(work: Work, sources: list[str]) -> Reason | None:
     if anchor is not None and "bought_together" in sources:
         return Reason(code="bought_together", text=f"Goes with {anchor.title}", item_id=anchor.item_id)
     if anchor is not None and "similar" in sources and work.query.similar_to is None:
-        text = f"Because you {VERBS.get(anchor.event_type or '', 'liked')} {anchor.title}"
+        text = f"Because you {VERBS.get(anchor.event_type or '', LOOKED)} {anchor.title}"
         return Reason(code="similar_to", text=text, item_id=anchor.item_id)
     if "continue" in sources:
         return Reason(code="continue", text="Continue where you left off")
@@ -71,16 +81,14 @@ def _because(work: Work, rows: npt.NDArray[np.int64]) -> list[Reason | None]:
         text = f"Similar to {work.catalogue.title(work.catalogue.row(likened))}"
         return [Reason(code="similar_to", text=text, item_id=likened)] * len(rows)
     # Latest first: of equally near events the latest is the one a person remembers.
-    past = work.history_rows[: -LOOK_BACK - 1 : -1]
-    if not len(past) or not len(rows):
+    places = work.interests[: -LOOK_BACK - 1 : -1]
+    if not len(places) or not len(rows):
         return [None] * len(rows)
+    past = work.history_rows[places]
     cosines = _unit(work.catalogue.vectors(rows)) @ _unit(work.catalogue.vectors(past)).T
     best = np.argmax(cosines, axis=1)
     near = (cosines[np.arange(len(rows)), best] >= NEAR) & (past[best] != rows)
-    return [
-        _because_of(work, len(work.history) - 1 - at) if ok else None
-        for at, ok in zip(best.tolist(), near, strict=True)
-    ]
+    return [_because_of(work, int(places[at])) if ok else None for at, ok in zip(best.tolist(), near, strict=True)]
 
 
 def _because_of(work: Work, place: int) -> Reason:
@@ -88,7 +96,7 @@ def _because_of(work: Work, place: int) -> Reason:
     title = work.catalogue.title(int(work.history_rows[place]))
     return Reason(
         code="similar_to",
-        text=f"Because you {VERBS.get(event.event_type, 'liked')} {title}",
+        text=f"Because you {VERBS.get(event.event_type, LOOKED)} {title}",
         item_id=event.item_id,
     )
 

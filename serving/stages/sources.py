@@ -62,9 +62,8 @@ class BoughtTogether(AnchoredSource):
         row = bundle.ids.row(work.anchor.item_id)
         if row < 0:
             return NONE
-        companions = bundle.together[row]
-        # By their ids: a companion that has changed since the release stands in another row.
-        return work.catalogue.rows(bundle.ids.ids(companions[companions >= 0]))[:count]
+        companions = bundle.together[row].astype(np.int64)
+        return work.catalogue.current(companions[companions >= 0])[:count]
 
 
 class Similar(AnchoredSource):
@@ -120,11 +119,12 @@ class SimilarToRecent(PersonSource):
 
     def applies(self, work: Work) -> bool:
         """Only with a history."""
-        return super().applies(work) and bool(len(work.history_rows))
+        return super().applies(work) and bool(len(work.interests))
 
     def find(self, work: Work, count: int) -> Rows:
         """Neighbours of the last few items, each item's best ones in turn."""
-        recent = np.asarray(list(dict.fromkeys(work.history_rows[::-1].tolist()))[:RECENT_ITEMS], dtype=np.int64)
+        touched = work.history_rows[work.interests[::-1]].tolist()
+        recent = np.asarray(list(dict.fromkeys(touched))[:RECENT_ITEMS], dtype=np.int64)
         known = work.catalogue.neighbours(recent)
         if known is None:
             return neighbours(work, work.catalogue.vectors(recent), max(1, count // 5))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import orjson
 from sqlalchemy import Connection, delete
@@ -22,10 +22,15 @@ from serving.store.tables import PROFILES
 HISTORY_LIMIT = 1000
 """A profile remembers this many events, the most recent by time; the events themselves are all kept."""
 
+IMPRESSION: Final = "impression"
+IMPRESSIONS_LIMIT = 200
+"""When a profile is full, older ones than so many go first: there are many, and they must not push out what was done."""
+
 Entry = Sequence[Any]
 """An event as the blob holds it: item_id, event_type, timestamp in seconds, value."""
 
-TIME = itemgetter(2)
+E = TypeVar("E", bound=Entry)
+TYPE, TIME = itemgetter(1), itemgetter(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ class Histories:
         gone = len(before) - len(after)
         if not gone and not deleted:
             return
-        after = merge(after, kept if gone else ())
+        after = merge([*after, *kept] if gone else after)
         events = max(len(after), events - max(deleted, gone - len(kept)))
         last_seen = round(TIME(after[-1]) * 1e6) if after else last_seen if events else 0
         blob = orjson.dumps(after)
@@ -126,22 +131,25 @@ class Histories:
         return found
 
 
-def merge(history: Iterable[Entry], new: Iterable[Entry]) -> list[Entry]:
-    """Put new events to their place in time, after those of the same moment, and keep the most recent."""
-    merged = [*history, *new]
-    merged.sort(key=TIME)
+def merge(events: Iterable[E]) -> list[E]:
+    """The most recent of some events in the order of time, those of one moment in the order given."""
+    merged = sorted(events, key=TIME)
+    if len(merged) > HISTORY_LIMIT:
+        shown = [at for at, entry in enumerate(merged) if TYPE(entry) == IMPRESSION]
+        old = set(shown[:-IMPRESSIONS_LIMIT])
+        merged = [entry for at, entry in enumerate(merged) if at not in old]
     return merged[-HISTORY_LIMIT:]
 
 
 def extended(history: bytes, events: int, last_seen: int, new: Sequence[Entry]) -> bytes:
-    """Return `merge` of a history, as its blob, and new events; `events` and `last_seen` are those of the history.
+    """Return `merge` of a history, as its blob, and new events after it; `events` and `last_seen` are those of the history.
 
     Nearly always the new events are the latest and there is room: then nothing of the history need be read.
     """
     ordered = sorted(new, key=TIME)
     if events + len(ordered) <= HISTORY_LIMIT and round(TIME(ordered[0]) * 1e6) >= last_seen:
         return history[:-1] + (b"," if history != b"[]" else b"") + orjson.dumps(ordered)[1:]
-    return orjson.dumps(merge(orjson.loads(history), ordered))
+    return orjson.dumps(merge([*orjson.loads(history), *ordered]))
 
 
 def blank(user_id: str) -> dict[str, Any]:

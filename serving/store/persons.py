@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 from serving.store.consents import Said
-from serving.store.histories import HISTORY_LIMIT
+from serving.store.histories import merge
 
 
 class HistoryEvent(NamedTuple):
@@ -74,11 +73,10 @@ def united(own: Profile, others: Sequence[Profile]) -> Profile:
     of all, in the order of time.
     """
     known = sorted(others, key=lambda one: (one.last_seen or 0.0, one.user_id))
-    events = sorted(chain.from_iterable(one.history for one in (own, *known)), key=attrgetter("timestamp"))
     return Profile(
         user_id=own.user_id,
         attributes=joined_attributes(own, known),
-        history=events[-HISTORY_LIMIT:],
+        history=merge(chain.from_iterable(one.history for one in (own, *known))),
         events=own.events + sum(one.events for one in known),
         last_seen=latest(one.last_seen for one in (own, *known)),
         consent=agreed(one.consent for one in (own, *known)),
