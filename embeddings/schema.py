@@ -179,8 +179,8 @@ class Item(Row):
 class User(Row):
     """A person and what is known about them besides their events.
 
-    `consent` has what they said, by purpose. Where a person is written again, attributes are replaced, and a purpose that
-    is left out stays as it was: nobody withdraws a refusal by not repeating it.
+    `consent` has what they said, by purpose. Where a person is written again, attributes that are given replace those
+    before; what is left out stays as it was, a purpose too: nobody withdraws a refusal by not repeating it.
     """
 
     user_id: Id

@@ -190,6 +190,18 @@ def test_aliases_over_http(client: TestClient) -> None:
     assert client.get("/v1/users/cookie/profile").json()["history"][0]["item_id"] == "g1-3"
 
 
+def test_answers_go_with_the_id_that_asked(client: TestClient, engine: Engine) -> None:
+    client.put("/v1/users/ann/aliases/phone")
+    for user in ("phone", "phone", "ann"):
+        client.post("/v1/recommendations", json={"user_id": user})
+    assert engine.effects.flush()
+    assert client.get("/v1/users/ann/profile").json()["answers"] == 3
+    client.delete("/v1/users/ann/aliases/phone")
+    assert [engine.store.decisions.tally([name])[0] for name in ("ann", "phone")] == [1, 2]
+    erased = client.post("/v1/users/phone/erase", json={}).json()
+    assert erased["receipt"]["removed"]["decisions"] == 2
+
+
 def test_who_allows_no_personalization_gets_everybodys_list(topologies: Engine) -> None:  # noqa: F811
     engine = topologies
     do(engine, "g2-3", user="no")

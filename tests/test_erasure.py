@@ -213,8 +213,9 @@ def test_a_profile_says_everything_in_plain_words(client: TestClient, engine: En
         "What they looked at is mostly of group-1.",
         "Told about them: city: Bern; tags: a, b.",
         "Also known as phone.",
-        "Allowed: lists made for them and being part of statistics and of what the model learns.",
+        "Allowed: lists made for them and being part of statistics.",
         "Refused: messages.",
+        "The model learns from what they do.",
         f"The log has 1 answer to them, the last one of {today}.",
     ]
     assert (found["interests"], found["answers"], found["messages"]) == (["group-1"], 1, [])
@@ -223,3 +224,9 @@ def test_a_profile_says_everything_in_plain_words(client: TestClient, engine: En
     assert [one["item_id"] for one in whole["all_events"]] == ["g1-0", "g1-1", "g1-2"]
     assert len(whole["all_answers"][0]["items"]) == 20
     assert client.get("/v1/users/nobody/export").status_code == 404
+    client.put("/v1/users/zoe", json={"consent": {"personalization": False}})
+    refused = client.get("/v1/users/zoe/profile").json()
+    assert refused["summary"][0] == f"3 events, the last one on {today}."
+    assert "The model learns nothing from what they do." in refused["summary"]
+    assert refused["attributes"] == {"city": "Bern", "tags": ["a", "b"]}, "what is left out stays as it was"
+    assert client.put("/v1/users/zoe", json={"attributes": {}}).json()["attributes"] == {}

@@ -45,17 +45,16 @@ def enforce(store: Store, experiments: Iterable[Experiment], *, now: datetime) -
             continue
         outcomes, until = outcomes_of(store, one, now=now)
         people = People.of([each for each in outcomes if each.arm == each.last_arm], until=until)
-        changed, reasons = one, []
-        for arm, why in broken(one, people):
-            changed = changed.without(arm, why[:256])
-            reasons.append(f"{arm}: {why}")
-            stopped.append((one.id, arm))
-        if not reasons:
+        changed, found = one, list(broken(one, people))
+        if not found:
             continue
-        body, why = changed.model_dump(mode="json"), "; ".join(reasons)[:500]
+        for arm, why in found:
+            changed = changed.without(arm, why[:256])
+        body, why = changed.model_dump(mode="json"), "; ".join(f"{arm}: {why}" for arm, why in found)[:500]
         try:
             store.documents.put("experiment", one.id, body, by=ITSELF, why=why, expected_version=document.version)
         except (Conflict, NotFound):
             continue
+        stopped += [(one.id, arm) for arm, _ in found]
         logger.error("experiment '%s' goes on without an arm: %s", one.id, why)
     return stopped

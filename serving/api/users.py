@@ -30,7 +30,10 @@ class UsersIn(Body):
 
 
 class UserIn(Body):
-    """Attributes of one person, replacing those before, and what they say about consent, beside what they said before."""
+    """Attributes of one person, replacing those before, and what they say about consent, beside what they said before.
+
+    What is left out stays as it was.
+    """
 
     attributes: Attributes = {}
     consent: Consent = {}
@@ -137,7 +140,7 @@ def router(engine: Engine) -> APIRouter:
 
     @routes.post("", response_model=UpsertedOut)
     async def upsert(body: UsersIn) -> Response:
-        """Insert or replace the attributes of up to a thousand people, all or none; a consent left out stays as it was."""
+        """Insert or replace the attributes of up to a thousand people, all or none; what is left out stays as it was."""
         await run_in_threadpool(engine.store.profiles.upsert, body.users)
         return json_response({"upserted": len(body.users)})
 
@@ -148,10 +151,10 @@ def router(engine: Engine) -> APIRouter:
 
     @routes.put("/{user_id}", response_model=UserOut)
     async def put(user_id: UserPath, body: UserIn) -> Response:
-        """Set the attributes of one person, and what they say about consent."""
+        """Set the attributes of one person, and what they say about consent; what is left out stays as it was."""
 
         def write() -> Profile:
-            engine.store.profiles.upsert([User(user_id=user_id, **dict(body))])
+            engine.store.profiles.upsert([User(user_id=user_id, **body.model_dump(exclude_unset=True))])
             return known(user_id)
 
         return json_response(_summary(await run_in_threadpool(write)))

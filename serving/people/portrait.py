@@ -15,12 +15,13 @@ from serving.people.segmentation import segments_of
 from serving.request.catalogue import Catalogue
 from serving.request.snapshot import Snapshot
 from serving.store import Alias, Profile, Store
+from serving.store.withheld import LEARNING
 
 LIKED = 5
 PAGE = 500
 PURPOSES_SAID: dict[Purpose, str] = {
     "personalization": "lists made for them",
-    "analytics": "being part of statistics and of what the model learns",
+    "analytics": "being part of statistics",
     "marketing": "messages",
 }
 
@@ -66,8 +67,9 @@ class Portrait:
         if profile.last_seen is None:
             yield "Nothing was done under this id yet."
         else:
-            first = f", and the {len(profile.history)} latest are looked at for lists" if profile.history else ""
-            yield f"{_count(profile.events, 'event')}, the last one on {_day(profile.last_seen)}{first}."
+            read = len(profile.history) if allows(profile.consent, "personalization") else 0
+            latest = f", and the {read} latest are looked at for lists" if read > 1 else ""
+            yield f"{_count(profile.events, 'event')}, the last one on {_day(profile.last_seen)}{latest}."
         if self.interests:
             yield f"What they looked at is mostly of {_and(self.interests)}."
         if self.segments:
@@ -81,6 +83,8 @@ class Portrait:
             purposes = [PURPOSES_SAID[one] for one in PURPOSES if allows(profile.consent, one) is allowed]
             if purposes:
                 yield f"{verb}: {_and(purposes)}."
+        learned = all(allows(profile.consent, one) for one in LEARNING)
+        yield "The model learns from what they do." if learned else "The model learns nothing from what they do."
         if self.last_answer is not None:
             yield f"The log has {_count(self.answers, 'answer')} to them, the last one of {self.last_answer:%Y-%m-%d}."
         if self.contacts:

@@ -92,9 +92,12 @@ class Listed(NamedTuple):
 
 
 def logged_as(work: Work) -> str | None:
-    """The id under which a person is logged: none if they do not allow analytics, or if that could not be read."""
+    """The id under which an answer is logged: none if they do not allow analytics, or if that could not be read.
+
+    It is the id that was asked with: whoever reads the log looks up whose it is, and ids that are parted take theirs along.
+    """
     named = not work.stranger and allows(work.profile.consent, "analytics")
-    return (work.profile.user_id or work.query.user_id) if named else None
+    return work.query.user_id if named else None
 
 
 def found_by(slate: Sequence[Place], candidates: Candidates, sources: Sequence[str]) -> list[list[str]]:

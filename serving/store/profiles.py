@@ -112,10 +112,11 @@ class Profiles:
     def upsert(self, users: Sequence[User]) -> None:
         """Set the attributes of people, known or new, in one transaction; the last of two equal ids wins.
 
-        What they say about consent is added to what they said before, and said for all of a person's ids: it stays with
-        each when they part.
+        Attributes that a row does not speak of stay as they are. What people say about consent is added to what they said
+        before, and said for all of a person's ids: it stays with each when they part.
         """
-        attributes = {user.user_id: orjson.dumps(user.attributes).decode() for user in users}
+        told = [user for user in users if "attributes" in user.model_fields_set]
+        attributes = {user.user_id: orjson.dumps(user.attributes).decode() for user in told}
         # In one order everywhere, or two such writes could wait for each other.
         rows = [
             {**blank(user_id), "attributes": body, "attributes_sum": checksum(user_id, body)}
@@ -127,13 +128,15 @@ class Profiles:
                 said[user.user_id] = said.get(user.user_id, {}) | user.consent
 
         def work(connection: Connection) -> None:
-            connection.execute(self._upsert, rows)
+            if rows:
+                connection.execute(self._upsert, rows)
+            self._histories.keep(connection, {user.user_id for user in users} - attributes.keys())
             if said:
                 spoken = self._groups.spread(connection, said)
                 self._histories.keep(connection, spoken.keys() - said.keys())
                 self._consents.add(connection, spoken)
 
-        if rows:
+        if users:
             self._database.write(work)
 
     def change(self, user_id: str, how: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
