@@ -1,11 +1,13 @@
 """Settings of the service: one typed document, four places it may come from.
 
 Precedence: arguments of the command line or of `build`, then environment variables `BESPOKE_<NAME>`, then the TOML file,
-then the defaults below. An unknown name is an error that lists the known ones.
+then the defaults below. An unknown name is an error that lists the known ones; a variable is one if it nearly names a
+setting, because others of ours have the prefix too.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -21,6 +23,8 @@ from embeddings.schema import Id, Name, first_error
 from serving.logs import Style
 
 PREFIX = "BESPOKE_"
+NEARLY = 0.8
+"""How alike two names are of which one is taken for the other, misspelt."""
 
 
 def _origins(given: Any) -> Any:
@@ -185,6 +189,10 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    # Only names of settings count: other programs of ours (tests, the notebook) have variables with the same prefix.
     named = {name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX)}
+    for name in named.keys() - Settings.model_fields.keys():
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=NEARLY)
+        if near:
+            variables = [PREFIX + one.upper() for one in (name, near[0])]
+            raise ConfigError(f"unknown variable {variables[0]}; did you mean {variables[1]}?", field=name)
     return {name: value for name, value in named.items() if name in Settings.model_fields}

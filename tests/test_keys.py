@@ -358,6 +358,14 @@ def test_origins_are_listed_one_by_one() -> None:
             Settings.load({"cors_origins": wrong}, environment={})
 
 
+def test_a_misspelt_variable_is_an_error_and_others_are_not() -> None:
+    with pytest.raises(ConfigError, match="unknown variable BESPOKE_STOER; did you mean BESPOKE_STORE"):
+        Settings.load(environment={"BESPOKE_STOER": "sqlite:///x.db"})
+    assert Settings.load(environment={"BESPOKE_API_KEY": "k", "BESPOKE_TEST_DATA": "d"}) == Settings.load(
+        environment={}
+    )
+
+
 def test_commands_make_list_and_revoke(tmp_path: Path) -> None:
     where = ("--store", f"sqlite:///{tmp_path / 'store.db'}")
     code, text, note = call("keys", "create", "--name", "shop [b]", "--scope", "read", "--scope", "events", *where)

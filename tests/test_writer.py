@@ -48,7 +48,7 @@ def broken(user: str = "u2") -> Event:
 
 def test_what_waits_is_stored_together() -> None:
     gate = Gate()
-    writer = Writer(gate)
+    writer = Writer(gate, what="events")
     first = writer.submit([event()])
     assert gate.entered.wait(30)
     rest = [writer.submit([event()] * size) for size in (2, 1000, 998, 1, 3000)]
@@ -60,7 +60,7 @@ def test_what_waits_is_stored_together() -> None:
 
 def test_more_than_may_wait_is_refused_at_once_and_taken_again_later() -> None:
     gate = Gate()
-    writer = Writer(gate, waiting_limit=10)
+    writer = Writer(gate, what="events", waiting_limit=10)
     writer.submit([event()])
     assert gate.entered.wait(30)
     large = writer.submit([event()] * 50)  # nothing waited: it may be as large as it likes
@@ -75,7 +75,7 @@ def test_more_than_may_wait_is_refused_at_once_and_taken_again_later() -> None:
 
 def test_a_caller_that_left_in_time_stores_nothing() -> None:
     gate = Gate()
-    writer = Writer(gate)
+    writer = Writer(gate, what="events")
     writer.submit([event()])
     assert gate.entered.wait(30)
     assert writer.submit([event()] * 7).cancel()
@@ -88,7 +88,7 @@ def test_a_caller_that_left_in_time_stores_nothing() -> None:
 
 def test_closing_stores_what_waits_and_refuses_the_rest() -> None:
     gate = Gate()
-    writer = Writer(gate)
+    writer = Writer(gate, what="events")
     waiting = [writer.submit([event()]) for _ in range(3)]
     gate.open.set()
     writer.close()
@@ -107,7 +107,7 @@ def test_the_writer_outlives_an_unexpected_error() -> None:
             raise outcome
         return list(outcome)
 
-    writer = Writer(store)
+    writer = Writer(store, what="events")
     with pytest.raises(StoreError, match="ZeroDivisionError"):
         writer.submit([event()]).result(30)
     assert writer.submit([event()]).result(30).event_ids == ["a"]
@@ -159,7 +159,7 @@ def test_many_callers_each_hear_of_their_own(store: Store) -> None:
 def test_more_than_may_wait_is_told_over_http(tmp_path: Path) -> None:
     engine = Engine(Settings(releases=tmp_path / "none", store=f"sqlite:///{tmp_path / 'store.db'}"))
     gate = Gate()
-    engine.store.writer = Writer(gate, waiting_limit=1)
+    engine.store.writer = Writer(gate, what="events", waiting_limit=1)
     one = {"user_id": "u", "item_id": "i"}
     with TestClient(create_api(engine)) as client, ThreadPoolExecutor(2) as threads:
         stored = threads.submit(client.post, "/v1/events", json=one)

@@ -1,4 +1,4 @@
-"""The outermost middleware: what a request may bring along, and what is counted of every one.
+"""The guard, a middleware around all routes: what a request may bring along, and what is counted of every one.
 
 Serve's control headers are dropped, so that a client cannot switch off timeouts or name its own request; the key is looked
 at before the body; a body must be declared as JSON, arrive in time, be of bounded size and be sound; every answer carries

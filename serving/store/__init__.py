@@ -97,7 +97,7 @@ class Store:
         self.receipts = Receipts(database)
         self.contacts = Contacts(database)
         self.lessons = Lessons(database)
-        self.writer = Writer(self.events.append_each)
+        self.writer = Writer(self.events.append_each, what="events")
         self.claims = Writer(self.contacts.claim_each, what="contacts")
         self.keys = Keys(database)
 

@@ -1,7 +1,7 @@
 """The writer: one thread that stores what many callers bring in one transaction, and then tells each of them.
 
-A commit waits for the disk, so what arrives meanwhile is stored by the next one, together. Nobody waits for company: an
-event that arrives while the writer is idle is stored at once, alone.
+A commit waits for the disk, so what arrives meanwhile is stored by the next one, together. Nobody waits for company: a
+row that arrives while the writer is idle is stored at once, alone.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from embeddings.errors import BespokeError, Overloaded, StoreError
 
 logger = logging.getLogger("bespoke.store")
 
-EVENTS_PER_COMMIT = 2_000
+ROWS_PER_COMMIT = 2_000
 """A larger commit saves nothing more and makes everybody in it wait longer. A single batch may be larger."""
 
 WAITING_LIMIT = 10_000
-"""Events that may wait for the writer: about what it stores in a second, so that nobody accepted waits much longer."""
+"""Rows that may wait for the writer: about the events that it stores in a second, so that nobody waits much longer."""
 
 R = TypeVar("R")
 T = TypeVar("T")
-Store = Callable[[Sequence[Sequence[R]]], Sequence[T | BespokeError]]
+Write = Callable[[Sequence[Sequence[R]]], Sequence[T | BespokeError]]
 
 
 class Writer(Generic[R, T]):
@@ -34,17 +34,17 @@ class Writer(Generic[R, T]):
     The thread starts with the first batch, so that a store which only reads has none.
     """
 
-    def __init__(self, store: Store[R, T], *, what: str = "events", waiting_limit: int = WAITING_LIMIT) -> None:
-        self._store, self._what = store, what
+    def __init__(self, write: Write[R, T], *, what: str, waiting_limit: int = WAITING_LIMIT) -> None:
+        self._write, self._what = write, what
         self._limit = waiting_limit
         self._waiting: deque[tuple[Sequence[R], Future[T]]] = deque()
-        self._events = 0
+        self._rows = 0
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, events: Sequence[R]) -> Future[T]:
-        """Have a batch stored as `Events.append` does; the future is done when it is durable or refused.
+    def submit(self, rows: Sequence[R]) -> Future[T]:
+        """Have a batch stored; the future is done when it is durable or refused.
 
         A future that is cancelled in time takes its batch out of the queue. Raises `Overloaded` when too much waits
         already, `StoreError` when the store is closed.
@@ -53,10 +53,10 @@ class Writer(Generic[R, T]):
         with self._changed:
             if self._closed:
                 raise StoreError("the store is closed")
-            if self._events and self._events + len(events) > self._limit:
-                raise Overloaded(f"{self._events} {self._what} wait to be stored; send again in a second")
-            self._waiting.append((events, future))
-            self._events += len(events)
+            if self._rows and self._rows + len(rows) > self._limit:
+                raise Overloaded(f"{self._rows} {self._what} wait to be stored; send again in a second")
+            self._waiting.append((rows, future))
+            self._rows += len(rows)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=f"writer of {self._what}", daemon=True)
                 self._thread.start()
@@ -73,8 +73,8 @@ class Writer(Generic[R, T]):
 
     def _run(self) -> None:
         while group := self._next():
-            live = [(events, future) for events, future in group if future.set_running_or_notify_cancel()]
-            for (_, future), outcome in zip(live, self._outcomes([events for events, _ in live]), strict=True):
+            live = [(rows, future) for rows, future in group if future.set_running_or_notify_cancel()]
+            for (_, future), outcome in zip(live, self._outcomes([rows for rows, _ in live]), strict=True):
                 if isinstance(outcome, BespokeError):
                     future.set_exception(outcome)
                 else:
@@ -85,16 +85,16 @@ class Writer(Generic[R, T]):
         group: list[tuple[Sequence[R], Future[T]]] = []
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            room = EVENTS_PER_COMMIT
+            room = ROWS_PER_COMMIT
             while self._waiting and (not group or len(self._waiting[0][0]) <= room):
                 group.append(self._waiting.popleft())
                 room -= len(group[-1][0])
-            self._events -= EVENTS_PER_COMMIT - room
+            self._rows -= ROWS_PER_COMMIT - room
         return group
 
     def _outcomes(self, batches: Sequence[Sequence[R]]) -> Sequence[T | BespokeError]:
         try:
-            return self._store(batches)
+            return self._write(batches)
         except Exception as error:  # the thread must outlive it, or everybody would wait for ever
             logger.exception("%s not stored", self._what)
             return [StoreError(f"the {self._what} were not stored: {type(error).__name__}")] * len(batches)
