@@ -155,8 +155,8 @@ def test_whose_answer_it_was_is_logged_only_with_consent(topologies: Engine, mon
         "no": None,
         "yes": "yes",
         "unknown": "unknown",
-        "cookie": "yes",
-        "tablet": "never seen",
+        "cookie": "cookie",
+        "tablet": "tablet",
         "nobody can say": None,
     }
 

@@ -58,6 +58,31 @@ def test_the_diagram_names_files_that_exist() -> None:
     assert all((ROOT / name).is_file() for name in named)
 
 
+def test_figures_are_those_of_the_result_files() -> None:
+    results = ROOT / "benchmarks" / "results"
+    found = json.loads((results / "movielens-cpu2-2026-11.json").read_text())["evaluation"]["systems"]
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    systems = ("popularity", "item_knn", "ease", "two_tower", "ranker")
+    for row, name in (("Recall@10", "recall@10"), ("NDCG@10", "ndcg@10")):
+        cells = [figure(found[system][name][0]) for system in systems]
+        assert f"| {row} | {' | '.join(cells)} |" in README
+    for system, row in zip(
+        systems, ("popularity", "item-kNN", "EASE", "two towers", "two towers + ranker"), strict=True
+    ):
+        assert (
+            f"| {row} | {figure(found[system]['recall@10'][0])} | {figure(found[system]['ndcg@10'][0])} |" in benchmarks
+        )
+    for name, k in (("beauty", 10), ("gowalla", 20)):
+        found = json.loads((results / f"accuracy-{name}-cpu2-2026-11.json").read_text())
+        for system in ("", "ranker_") if name == "beauty" else ("",):
+            pair = " / ".join(figure(found[f"{system}{metric}@{k}"]) for metric in ("recall", "ndcg"))
+            assert pair in " ".join(README.split())
+
+
+def figure(value: float) -> str:
+    return f"{value:.4f}".removeprefix("0")
+
+
 def test_every_setting_is_documented() -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     for name, field in Settings.model_fields.items():
