@@ -114,6 +114,16 @@ def test_what_protects_people_knows_them_and_nothing_else_does(client: TestClien
     assert decided(client, "drink", user="kid", **asked)[0]["variant"] == "tea"
 
 
+def test_rules_protect_who_refuses_by_what_they_did_too(client: TestClient) -> None:
+    did(client, "g0-1", "purchase", minutes=5)
+    hide(client, "g1-1", when={"did": "purchase"})
+    ask = {"user_id": "ann", "k": 100}
+    person(client, "ann", consent={"personalization": False})
+    items = [one["item_id"] for one in client.post("/v1/recommendations", json=ask).json()["items"]]
+    assert "g1-2" in items
+    assert "g1-1" not in items
+
+
 def test_a_channel_keeps_a_content_to_itself(client: TestClient) -> None:
     content(client, "app", channel="app")
     asked = [{"context": {"channel": "app"}}, {"context": {"channel": "web"}}, {}]

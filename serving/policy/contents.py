@@ -202,8 +202,8 @@ def check_no_alert(content: Content, field: str) -> None:
     """Raise `InputError` where a content is asked for by its name and is an alert."""
     if content.trigger is not None:
         raise InputError(
-            f"{field}: '{content.id}' is an alert: it comes when its trigger '{content.trigger.type}' has happened, in "
-            "nobody's quiet hours and not without consent to marketing; /v1/alerts and the alert slots of layouts have it",
+            f"{field}: '{content.id}' is an alert: it comes when its trigger '{content.trigger.type}' has happened, "
+            "outside of quiet hours and with consent to marketing; /v1/alerts and the alert slots of layouts have it",
             field=field,
         )
 

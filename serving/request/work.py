@@ -137,7 +137,7 @@ class Work:
         """The facts of the person as they are, also for a request that may not use them: for what protects people alone."""
         profile = replace(self.profile, consent={})
         return Work(
-            replace(self.query, personalized=True), self.snapshot, profile, stranger=self.stranger, arms={}
+            replace(self.query, personalized=True, rules=()), self.snapshot, profile, stranger=self.stranger, arms={}
         ).facts
 
     def permits(self, row: int) -> bool:
