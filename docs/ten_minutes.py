@@ -118,7 +118,7 @@ def alerts(person: str, items: list[str]) -> None:
     for price in (item["price"], item["price"] / 2):
         call("PUT", f"/v1/items/{items[1]}", item | {"price": price})
     for which in ("first", "second"):
-        told = call("GET", f"/v1/alerts?user_id={person}")["alerts"]
+        told = call("POST", "/v1/alerts", {"user_id": person})["alerts"]
         say(f"asked a {which} time: {[(one['trigger'], one['items'][0]['item_id']) for one in told]}")
     call("PUT", f"/v1/items/{items[1]}", item)
 

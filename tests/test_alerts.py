@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 
+from embeddings.errors import InputError
 from embeddings.schema import Event, Item, User
+from serving.api import create_api
 from serving.decisions.alerts import AlertsQuery
 from serving.decisions.deciding import Decided
 from serving.pages.page import PageQuery
+from serving.people.messages import Campaign, Composer
 from serving.replica.engine import Engine
 from serving.settings import Settings
 from tests.test_api import client as client
+from tests.test_contents import is_
 from tests.test_deciding import content
 from tests.test_ladder import engine as topologies  # noqa: F401 - a fixture: fused and chained
 from tests.test_replenishment import publish
@@ -99,7 +105,7 @@ def test_good_news_go_to_those_who_looked_before(engine: Engine) -> None:
         ("back_in_stock", {"trigger": "back_in_stock", "items": [{"item_id": "rum", "title": "Rum", "price": 10.0}]}),
         (
             "price_drop",
-            {"trigger": "price_drop", "items": [{"item_id": "tea", "title": "Tea", "price": 7.0, "before": 9.0}]},
+            {"trigger": "price_drop", "items": [{"item_id": "tea", "title": "Tea", "price": 7.0, "before": 10.0}]},
         ),
     ]
     assert told(engine, now=later) == []
@@ -131,6 +137,27 @@ def test_it_is_time_to_buy_again(tmp_path: Path) -> None:
         found = due(engine)
         assert [item["item_id"] for one in found for item in (one.occasion or {})["items"]] == ["g2-3"]
         assert told(engine) == []
+
+        def named() -> list[list[str]]:
+            """What is due for somebody else, in an alert, in a message and for who asks what it is."""
+            composed = asyncio.run(Composer(engine, Campaign(at=NOW), uuid.uuid4()).compose(["bob"]))
+            with TestClient(create_api(engine)) as client:
+                outlooks = client.get("/v1/users/bob/replenishment").json()["items"]
+            alerts = [one for _, items in told(engine, user="bob") for one in items]
+            return [alerts, *([one["item_id"] for one in some] for some in (composed.rows[0]["due"], outlooks))]
+
+        for days in (62, 31):
+            did(engine, "g2-3", "purchase", minutes=days * 1440, user="bob")
+        rule = {"id": "hide", "items": is_("item_id", "eq", "g2-3"), "action": {"type": "exclude"}}
+        engine.store.documents.put("rule", "hide", rule, by="test")
+        engine.take_changes()
+        assert named() == [[], [], []]
+        engine.store.documents.delete("rule", "hide", by="test")
+        engine.take_changes()
+        assert named() == [["g2-3"]] * 3
+        with pytest.raises(InputError, match="is an alert") as caught:
+            Composer(engine, Campaign(at=NOW, content="replenishment"), uuid.uuid4())
+        assert caught.value.field == "content"
     finally:
         engine.stop()
 
@@ -182,20 +209,22 @@ def test_the_held_out_are_counted_once_for_each_occasion(engine: Engine) -> None
 
 def test_a_page_shows_what_is_due_and_an_alert_by_name(engine: Engine) -> None:
     alert(engine, "cart_abandonment")
-    alert(engine, "exit_intent", caps=ONCE_A_DAY)
+    alert(engine, "exit_intent", caps=ONCE_A_DAY, priority=9)
     did(engine, "g0-1", "cart", minutes=300)
+    alert(engine, "cart_abandonment", "again", priority=-1)
     slots = [
         {"id": "any", "type": "alert"},
-        {"id": "exit", "type": "alert", "alert": "exit_intent"},
+        {"id": "again", "type": "alert", "alert": "again"},
         {"id": "shelf", "type": "shelf", "placement": "trending"},
     ]
     engine.store.documents.put("layout", "home", {"id": "home", "slots": slots}, by="test")
     engine.take_changes()
     page, again = (asyncio.run(engine.page(PageQuery(page="home", now=NOW, user_id="ann"))) for _ in range(2))
-    assert [slot.id for slot in page.slots] == ["any", "exit", "shelf"]
-    assert [(slot.content or {}).get("trigger") for slot in page.slots] == ["cart_abandonment", "exit_intent", None]
+    assert [slot.id for slot in page.slots] == ["any", "again", "shelf"]
+    assert [(slot.content or {}).get("content") for slot in page.slots] == ["cart_abandonment", "again", None]
     assert [slot.id for slot in again.slots] == ["shelf"]
     assert told(engine) == []
+    assert told(engine, "exit_intent") == [("exit_intent", [])]  # no page has used it up
 
 
 def test_alerts_over_http(client: TestClient) -> None:

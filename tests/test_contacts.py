@@ -17,7 +17,7 @@ from embeddings.errors import Damaged
 from embeddings.schema import Event, Item
 from serving.store import Contact, Decision, Lesson, Store
 from serving.store.lessons import Position
-from serving.store.news import BACK, CHEAPER
+from serving.store.news import BACK, PRICE, STEPS
 from tests.test_store import START, fresh_url
 
 
@@ -32,7 +32,7 @@ def contact(subject: str, days: float = 0.0, **fields: Any) -> Contact:
     return Contact(subject=subject, at=START + timedelta(days=days), **given)
 
 
-def test_caps_hold_in_every_window_and_for_all_ids_of_a_person(store: Store) -> None:
+def test_caps_hold_in_every_window(store: Store) -> None:
     claim = store.contacts.claim
     assert [claim(contact("a", 0)), claim(contact("b", 1)), claim(contact("c", 2))] == [True, True, False]
     assert claim(contact("c", 7.5))  # the first is over a week old
@@ -40,8 +40,23 @@ def test_caps_hold_in_every_window_and_for_all_ids_of_a_person(store: Store) -> 
     assert claim(contact("d", 30.5))
     assert claim(contact("a", 0, user_id="bob"))
     assert claim(contact("a", 0, counted="group mail"))
-    assert not claim(contact("e", 1, user_id="ann-on-phone", also=["ann"]))
-    assert store.contacts.told(["ann"], "content hero", ["a", "z"]) == {"a"}
+
+
+def test_contacts_count_for_all_ids_of_a_person_and_stay_with_each(store: Store) -> None:
+    claim = store.contacts.claim
+    assert claim(contact("price tea 1", 0, user_id="cookie"))
+    store.aliases.link("cookie", "ann")
+    store.aliases.link("phone", "ann")
+    assert claim(contact("price tea 2", 1))
+    assert [claim(contact("c", 2, user_id=name)) for name in ("ann", "cookie", "phone")] == [False] * 3
+    assert not store.contacts.open(contact("price tea 1", 9, user_id="phone"))
+    told = {"price tea 1": START, "price tea 2": START + timedelta(days=1)}
+    assert store.contacts.told("phone", "content hero", "price") == told
+    assert len(store.contacts.of(["ann", "cookie", "phone"])) == 2
+    for name in ("cookie", "phone"):
+        store.aliases.unlink(name)
+    assert [len(store.contacts.told(name, "content hero", "price")) for name in ("ann", "cookie", "phone")] == [1, 2, 1]
+    assert [claim(contact("c", 2, user_id=name)) for name in ("ann", "cookie", "phone")] == [True, False, True]
 
 
 def test_a_subject_is_claimed_once_and_asking_claims_nothing(store: Store) -> None:
@@ -149,15 +164,24 @@ def test_good_news_of_items_are_noted_when_they_are_written(store: Store) -> Non
 
     put("tea", price=10.0, available=False)
     put("rum", price=10.0)
-    assert store.catalogue.news.of(["tea", "rum"], CHEAPER, START) == []
-    put("tea", price=12.0)
+    assert store.catalogue.news.of(["tea", "rum"], PRICE, START) == []
+    put("tea", price=10.0)
     put("rum", price=8.0)
-    store.catalogue.change("rum", lambda item: item.model_copy(update={"price": 7.0}))
+    store.catalogue.change("rum", lambda item: item.model_copy(update={"price": 9.0}))
+    put("rum", price=9.0)
     (back,) = store.catalogue.news.of(["tea", "rum", "gin"], BACK, START)
-    (cheaper,) = store.catalogue.news.of(["tea", "rum", "gin"], CHEAPER, START)
-    assert (back.item_id, back.after) == ("tea", 12.0)
-    assert (cheaper.item_id, cheaper.before, cheaper.after) == ("rum", 8.0, 7.0)
-    assert store.catalogue.news.of(["rum"], CHEAPER, cheaper.at + timedelta(seconds=1)) == []
+    (rum,) = store.catalogue.news.of(["tea", "rum", "gin"], PRICE, START)
+    assert (back.item_id, rum.item_id) == ("tea", "rum")
+    (first, before), (second, between) = rum.before
+    assert (before, between, second) == (10.0, 8.0, rum.at.timestamp())
+    moments = (first - 1, first, second - 1e-6, second)
+    assert [rum.price_at(moment) for moment in moments] == [10.0, 8.0, 8.0, None]
+    assert store.catalogue.news.of(["rum"], PRICE, rum.at + timedelta(seconds=1)) == []
     store.catalogue.delete("rum")
     put("rum", price=5.0)  # one that comes back is new
-    assert store.catalogue.news.of(["rum"], CHEAPER, START) == [cheaper]
+    assert store.catalogue.news.of(["rum"], PRICE, START) == [rum]
+    for price in range(STEPS):
+        put("rum", price=float(price + 100))
+    (rum,) = store.catalogue.news.of(["rum"], PRICE, START)
+    assert len(rum.before) == STEPS
+    assert rum.price_at(0.0) == 5.0

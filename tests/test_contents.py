@@ -30,6 +30,13 @@ BAD: list[tuple[Any, str | None, str]] = [
     ({"variants": []}, "variants", "at least 1"),
     ({"variants": [{"id": "a"}]}, "variants.0.payload", "a variant must have one"),
     ({"variants": [{"id": "a", "payload": {}}]}, "variants.0.payload", "a variant must have one"),
+    (
+        {"variants": [A | {"payload": {"text": " ", "link": None, "more": [{"a": ""}]}}]},
+        "variants.0.payload",
+        "nothing but",
+    ),
+    ({"variants": [A, A | {"id": "b"}], "exploration": 0.0}, "exploration", "at least 0.01"),
+    ({"variants": [A], "channel": "app", "when": is_("context.channel", "eq", "web")}, "when", "can never hold"),
     ({"variants": [A | {"payload": {"t": "x" * 9000}}]}, "variants.0.payload", "at most 8192"),
     ({"variants": [A, A]}, "variants.1.id", "another variant"),
     ({"variants": [A | {"weight": 0}]}, "variants.0.weight", "weight above 0"),
@@ -60,6 +67,7 @@ def test_a_content_is_stored_as_it_is_read() -> None:
         "id": "hero",
         "variants": [A, A | {"id": "b", "when": EVENING, "weight": 0.5}],
         "caps": [{"limit": 3, "days": 7}],
+        "channel": "app",
         "trigger": {"type": "price_drop", "percent": 10.0},
         "quiet": {"start": "21:00", "end": "08:00", "zone": "Europe/Berlin"},
     }

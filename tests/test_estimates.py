@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,13 @@ def test_each_variant_of_a_content_is_judged_by_the_chances_it_had(fused: Engine
         for n in range(300)
     ]
     clicked = [one.recommendation_id for one in decisions if one.items == ["a"]][::2]
+    # The log goes on, and yet what comes a day after its own decision is too late.
+    decisions[2] = replace(decisions[2], at=now - timedelta(hours=25))
     fused.store.decisions.write(decisions)
     fused.store.events.append(
         [
             Event(user_id="p1", item_id="hero", event_type="click", timestamp=now, recommendation_id=name)
-            for name in clicked
+            for name in [*clicked, decisions[2].recommendation_id]
         ]
     )
     with TestClient(create_api(fused), raise_server_exceptions=False) as client:

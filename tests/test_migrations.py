@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from embeddings.schema import Item
 from serving.store import Store, migrations
 from serving.store.database import Database
+from serving.store.news import BACK, PRICE
 from tests.test_store import START, event, fresh_url
 
 FIRST = [
@@ -25,6 +26,32 @@ FIRST = [
 ]
 
 
+def upgrade(connection: Connection, step: str) -> None:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    command.upgrade(config, step)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_news_of_prices_go_on_from_the_last_fall(kind: str, tmp_path: Path) -> None:
+    at = int(START.timestamp() * 1e6)
+    with fresh_url(kind, tmp_path) as url:
+        database = Database(url)
+
+        def as_it_was(connection: Connection) -> None:
+            upgrade(connection, "0014")
+            for values in (f"'tea', 'price_drop', {at}, 10, 7.5", f"'rum', 'back_in_stock', {at}, NULL, 5"):
+                connection.execute(text(f"INSERT INTO news VALUES ({values})"))
+
+        database.write(as_it_was)
+        database.close()
+        with Store.open(url) as store:
+            (tea,) = store.catalogue.news.of(["tea", "rum"], PRICE, START)
+            (rum,) = store.catalogue.news.of(["tea", "rum"], BACK, START)
+    assert (tea.item_id, tea.at, tea.before) == ("tea", START, [(START.timestamp(), 10.0)])
+    assert (rum.item_id, rum.at) == ("rum", START)
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_store_without_checksums_gets_them(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = Item(item_id="i1", title="Oak")
@@ -33,9 +60,7 @@ def test_a_store_without_checksums_gets_them(kind: str, tmp_path: Path, monkeypa
         database = Database(url)
 
         def as_it_was(connection: Connection) -> None:
-            config = Config(attributes={"connection": connection})
-            config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-            command.upgrade(config, "0001")
+            upgrade(connection, "0001")
             literal = f"x'{blob.hex()}'" if kind == "sqlite" else f"'\\x{blob.hex()}'"
             for statement in FIRST:
                 filled = statement.replace("{blob}", literal).replace("{item}", item.model_dump_json())

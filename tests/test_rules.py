@@ -146,6 +146,7 @@ def test_names_that_when_may_use() -> None:
         "context.a.b-c",
         "time.hour",
         "time.weekday",
+        "time.local_hour",
         "time.date",
     ]:
         assert name in FACTS
@@ -162,8 +163,13 @@ def test_facts_are_in_utc_and_count_events() -> None:
         "time.hour": 22,
         "time.weekday": 0,
         "time.date": "2026-11-23",
+        "time.local_hour": 22,
+        "time.local_weekday": 0,
     }
     assert all(name in FACTS for name in row)
+    there = facts({"time_zone": "Asia/Tokyo"}, 0, {}, NOW)
+    assert [there[f"time.{name}"] for name in ("hour", "local_hour", "local_weekday")] == [22, 7, 1]
+    assert facts({"time_zone": "Atlantis"}, 0, {}, NOW)["time.local_hour"] == 22
 
 
 def test_every_action_lands_in_its_list() -> None:

@@ -22,13 +22,14 @@ from serving.request.work import Work
 MAX_CONTENTS = 20
 
 
-UserId = Annotated[Id, Query(description="The application's id of the person, or another one of theirs.")]
+UserId = Annotated[Id, Field(description="The application's id of the person, or another one of theirs.")]
 Happened = Annotated[
     list[Literal["exit_intent", "idle"]],
-    Query(default_factory=list, max_length=2, description="What has happened just now that only the application sees."),
+    Field(max_length=2, description="What has happened just now that only the application sees."),
 ]
-Fact = Annotated[Label | None, Query(min_length=1, description="A fact of the request, for conditions.")]
-Limit = Annotated[int, Query(ge=1, le=10)]
+Fact = Annotated[Label | None, Field(description="A fact of the request, for conditions.")]
+Limit = Annotated[int, Field(ge=1, le=10)]
+Personalized = Annotated[bool, Field(strict=True, description="False decides as for somebody unknown.")]
 
 
 class DecisionsIn(Body):
@@ -39,9 +40,31 @@ class DecisionsIn(Body):
         list[Id], Field(min_length=1, max_length=MAX_CONTENTS, description="Ids of contents; decided in this order.")
     ]
     context: Context = Field(default={})
-    personalized: Annotated[bool, Field(strict=True, description="False decides as for somebody unknown.")] = True
+    personalized: Personalized = True
     explain: Explain = False
     deadline_ms: Deadline = None
+
+
+class AlertsIn(Body):
+    """A person is there, and may be told what has happened."""
+
+    user_id: UserId
+    trigger: Happened = Field(default=[])
+    context: Context = Field(default={})
+    personalized: Personalized = True
+    limit: Annotated[Limit, Field(strict=True)] = 1
+    deadline_ms: Deadline = None
+
+
+class AlertsOfPage(Body):
+    """The same in an address, for a script in a page: of the context it has these facts."""
+
+    user_id: UserId
+    trigger: Happened = Field(default=[])
+    channel: Fact = None
+    device: Fact = None
+    country: Fact = None
+    limit: Limit = 1
 
 
 class WhyOut(Body):
@@ -118,24 +141,26 @@ def router(engine: Engine) -> APIRouter:
         count(decided, work)
         return json_response({"decisions": [encoded(one) for one in decided], **accounted(decided, work)})
 
-    @routes.get("/v1/alerts", response_model=AlertsOut)
-    async def alerts(
-        user_id: UserId,
-        trigger: Happened,
-        channel: Fact = None,
-        device: Fact = None,
-        country: Fact = None,
-        limit: Limit = 1,
-    ) -> Response:
+    @direct.post("/v1/alerts", response_model=AlertsOut)
+    async def alerts(body: AlertsIn) -> Response:
         """What it is time to tell this person: each thing once, within caps, and not in their quiet hours."""
-        facts = {"channel": channel, "device": device, "country": country}
-        query = AlertsQuery(
-            now=datetime.now(UTC),
-            user_id=user_id,
-            happened=frozenset(trigger),
-            context={name: value for name, value in facts.items() if value is not None},
-            limit=limit,
+        fields = body.model_dump(exclude={"trigger"})
+        return await told(AlertsQuery(now=datetime.now(UTC), happened=frozenset(body.trigger), **fields))
+
+    @routes.get("/v1/alerts", response_model=AlertsOut)
+    async def alerts_of_page(asked: Annotated[AlertsOfPage, Query()]) -> Response:
+        """The same for a script in a page. What is answered counts as told, so nothing may ask it ahead or keep it."""
+        return await told(
+            AlertsQuery(
+                now=datetime.now(UTC),
+                user_id=asked.user_id,
+                happened=frozenset(asked.trigger),
+                context=asked.model_dump(include={"channel", "device", "country"}, exclude_none=True),
+                limit=asked.limit,
+            )
         )
+
+    async def told(query: AlertsQuery) -> Response:
         found, work = await engine.alerts(query)
         count(found, work)
         return json_response({"alerts": [encoded(one) for one in found], **accounted(found, work)})

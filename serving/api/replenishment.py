@@ -15,8 +15,10 @@ from embeddings.schema import Id
 from serving.api.errors import documented, json_response
 from serving.api.fields import MAX_BATCH, Body
 from serving.replica.engine import Engine
+from serving.request.query import Query as Asked
 from serving.request.replenishment import Repeat, due, moment_of, repeats
 from serving.request.snapshot import Snapshot
+from serving.request.work import Work
 
 UserPath = Annotated[Id, Path(description="The application's id of the person, or another one of theirs.")]
 Days = Annotated[float, Query(gt=0, le=365, allow_inf_nan=False, description="For `chance`: how far ahead to look.")]
@@ -46,7 +48,10 @@ class RepeatOut(Body):
 
 
 class ReplenishmentOut(Body):
-    """What a person has bought, the soonest to be due first; nothing without their consent to personalization."""
+    """What a person has bought, the soonest to be due first; nothing without their consent to personalization.
+
+    What an include or exclude rule keeps from them on the placement `buy_again` is left out.
+    """
 
     user_id: str
     at: datetime
@@ -69,8 +74,11 @@ def router(engine: Engine) -> APIRouter:
             profile = engine.store.profiles.read(user_id).profile
             if profile is None:
                 raise NotFound(f"unknown user '{user_id}'", field="user_id")
+            # What a rule keeps from the person is not named here either; rules know this as the list of that name.
+            work = Work(Asked(now=now, user_id=profile.user_id, placement="buy_again"), snapshot, profile)
             chosen = due(snapshot, profile, now.timestamp()) if only_due else repeats(snapshot, profile)
-            items = [_described(snapshot, one, now.timestamp(), days) for one in chosen[:limit]]
+            permitted = [one for one in chosen if work.permits(one.row)]
+            items = [_described(snapshot, one, now.timestamp(), days) for one in permitted[:limit]]
             return {"user_id": profile.user_id, "at": now, "days": days, "items": items}
 
         return json_response(await run_in_threadpool(found))

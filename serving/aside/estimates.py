@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ from serving.store.events import Echoes
 
 WITHIN = timedelta(days=3)
 """How long after an answer an event that echoes it counts."""
+
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 LEAST = 100
 """Answers below which nothing is estimated."""
@@ -88,21 +90,23 @@ async def estimated(
 def variants_estimated(store: Store, content: Content, *, requests: int) -> dict[str, Any]:
     """What each variant of a content would bring if everybody were shown it, in the form of `VariantsOut`.
 
-    The reward of a decision is 1 if an event of the content's goal names it. Raises `InputError` as `estimated` does.
+    The reward of a decision is 1 if an event of the content's goal names it within `goal_hours` of it, as for learning.
+    Raises `InputError` as `estimated` does.
     """
     logged = store.decisions.latest(content.id, requests, kind="content")
     shown = [one for one in logged if one.user_id is not None and one.items]
     _check(f"content '{content.id}'", logged, shown)
     first, last = min(one.at for one in shown), max(one.at for one in shown)
-    echoes = store.events.echoes(content.goal, first, last + timedelta(hours=content.goal_hours))
-    named = {answer for answer, _ in echoes}
+    within = timedelta(hours=content.goal_hours)
+    named = store.events.answers(content.goal, first, last + within)
+    reached = [timedelta(0) <= named.get(one.recommendation_id, NEVER) - one.at <= within for one in shown]
     ids = [variant.id for variant in content.variants]
     numbers = {name: number for number, name in enumerate(dict.fromkeys([*ids, *(one.items[0] for one in shown)]))}
     people: dict[str | None, int] = {}
     log = Log(
         items=np.array([[numbers[one.items[0]]] for one in shown], dtype=np.int64),
         propensities=np.array([one.propensities for one in shown], dtype=np.float64),
-        rewards=np.array([[one.recommendation_id in named] for one in shown], dtype=np.float64),
+        rewards=np.array(reached, dtype=np.float64)[:, None],
         person=np.array([people.setdefault(one.user_id, len(people)) for one in shown], dtype=np.int64),
     )
     return {

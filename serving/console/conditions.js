@@ -10,7 +10,8 @@ const SOME = 6;
 /** Names of facts as people say them: "user.country" becomes "country of the person". */
 const NAMES = {
   "user.segment": "segment", "user.events": "number of events", "history.cart": "items left in the cart",
-  "history.visits": "visit", "time.date": "date", "time.hour": "hour (UTC)", "time.weekday": "weekday",
+  "history.visits": "visit", "time.date": "date", "time.hour": "hour (UTC)", "time.weekday": "weekday (UTC)",
+  "time.local_hour": "hour of the person", "time.local_weekday": "weekday of the person",
 };
 
 function named(attribute) {

@@ -18,14 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from embeddings.errors import BespokeError, NotFound, unknown_name
+from embeddings.errors import BespokeError, InputError, NotFound, unknown_name
 from embeddings.features import Floats
 from embeddings.ids import bucket, stable_hash
 from serving.decisions.contexts import Axes, axes_of, context_of
 from serving.decisions.learning import Learned
-from serving.policy.contents import Content
+from serving.policy.conditions import Condition
+from serving.policy.contents import Content, check_no_alert
 from serving.policy.facts import facts
 from serving.policy.layers import EXPERIMENTS
+from serving.policy.rules import asks_for_people
 from serving.request.query import Query, Reason
 from serving.request.snapshot import Snapshot
 from serving.request.work import Work
@@ -173,11 +175,18 @@ class Contents:
         self._axes: tuple[str, Axes] | None = None
 
     def decided(self, query: DecisionQuery, work: Work) -> list[Decided]:
-        """Decide several contents, in their order; raises `NotFound` for one that does not exist."""
+        """Decide several contents, in their order.
+
+        Raises `NotFound` for one that does not exist, `InputError` for an alert and for one that is named twice.
+        """
         contents = work.snapshot.policy.contents
         for place, name in enumerate(query.contents):
+            field = f"contents.{place}"
             if name not in contents:
-                raise NotFound(unknown_name("content", name, contents).message, field=f"contents.{place}")
+                raise NotFound(unknown_name("content", name, contents).message, field=field)
+            check_no_alert(contents[name], field)
+            if name in query.contents[:place]:
+                raise InputError(f"{field}: '{name}' is named before; a request decides a content once", field=field)
         return [self.decide(contents[name], work, seed=query.seed) for name in query.contents]
 
     def decide(self, content: Content, work: Work, occasion: Occasion | None = None, *, seed: str = "") -> Decided:
@@ -185,31 +194,28 @@ class Contents:
         whose = work.profile.user_id or work.query.user_id or ""
         drawn = uuid.uuid5(uuid.UUID(seed), f"{content.id}\n{whose}") if seed else uuid.uuid4()
         found = Decided(recommendation_id=f"d{drawn.hex}", content=content.id, reason="learned", work=work)
-        known = about(work)
         if not content.in_force(work.seconds):
             return found.refused("not_in_force")
-        if content.when is not None and not content.when.matches(known, now=work.seconds):
+        if not content.on_channel(work.query.context) or not may_get(content.when, work):
             return found.refused("not_eligible")
         experiments = work.snapshot.policy.of(EXPERIMENTS)
         found = replace(found, arms=work.arms_of(experiments.on_content(content.id)))
         content = experiments.changes(found.arms).contents.get(content.id, content)
-        eligible = np.array(
-            [
-                variant.weight > 0 and (variant.when is None or variant.when.matches(known, now=work.seconds))
-                for variant in content.variants
-            ]
-        )
+        eligible = np.array([variant.weight > 0 and may_get(variant.when, work) for variant in content.variants])
         if not eligible.any():
             return found.refused("not_eligible")
         contact = self._contact(content, work, whose, occasion, found.recommendation_id)
-        if content.holdout and bucket(whose, SHARES, salt=f"holdout {content.id}") < content.holdout * SHARES:
-            # An alert is held out once for each occasion too: what is compared must be counted alike.
-            return replace(found.refused("holdout"), contact=contact if occasion is not None else None)
+        held = bucket(whose, SHARES, salt=f"holdout {content.id}") < content.holdout * SHARES
+        if held and occasion is None:
+            return found.refused("holdout")
         if contact is not None:
             if work.stranger:
                 return found.refused("unavailable")
             if not self.store.contacts.open(contact):
                 return found.refused("capped")
+        if held:
+            # An alert takes its place and counts as if it had been shown: what comes after it must be the same for all.
+            return replace(found.refused("holdout"), contact=contact)
         return self._drawn(content, replace(found, contact=contact), whose, eligible, occasion)
 
     def _drawn(self, content: Content, found: Decided, whose: str, eligible: Any, occasion: Occasion | None) -> Decided:
@@ -220,9 +226,13 @@ class Contents:
         rng = np.random.default_rng(stable_hash(f"{int(work.seconds // HOUR_S)} {content.id} {whose}"))
         arm, propensity = bandit.choose(context, eligible, rng)
         mean, _ = bandit.scores(context)
-        best = int(np.argmax(np.where(eligible, mean, -np.inf)))
-        only, by_weight = int(eligible.sum()) == 1, content.choice == "weights"
-        reason = "only" if only else "weights" if by_weight else "learned" if arm == best else "tried"
+        others = mean[eligible & (np.arange(len(mean)) != arm)]
+        if not len(others):
+            reason = "only"
+        elif content.choice == "weights":
+            reason = "weights"
+        else:  # as long as nothing is known all are alike, and none is the best
+            reason = "learned" if mean[arm] > others.max() else "tried"
         names = [variant.id for variant in content.variants]
         if work.query.explain:
             again = np.random.default_rng(stable_hash(f"{int(work.seconds // HOUR_S)} {content.id} {whose}"))
@@ -248,14 +258,12 @@ class Contents:
     ) -> Contact | None:
         if not content.caps and occasion is None:
             return None
-        asked = work.query.user_id
         return Contact(
             user_id=whose,
             counted=content.counted,
             subject=showing if occasion is None or occasion.subject is None else occasion.subject,
             at=work.query.now,
             caps=[(cap.limit, cap.days) for cap in content.caps],
-            also=[asked] if asked and asked != whose else [],
             once=occasion is not None and occasion.subject is not None,
         )
 
@@ -305,6 +313,17 @@ class Occasion:
     told: Mapping[str, Any]
 
 
-def about(work: Work) -> Mapping[str, Any]:
-    """What conditions may ask: of a request that is not personalized nothing about the person (see `Work.refused`)."""
-    return work.facts if work.query.personalized else facts({}, 0, work.query.context, work.seconds)
+def may_get(when: Condition | None, work: Work) -> bool:
+    """Whether a condition lets the person have something.
+
+    Of a request that is not personalized it may learn nothing about the person, and yet it may be there to protect them:
+    where it asks about people it must hold both without knowing the person and for them as they are. So it never holds
+    for somebody whom the store could not name.
+    """
+    if when is None:
+        return True
+    if work.query.personalized and not work.stranger:
+        return when.matches(work.facts, now=work.seconds)
+    if not when.matches(facts({}, 0, work.query.context, work.seconds), now=work.seconds):
+        return False
+    return not asks_for_people(when) or (not work.stranger and when.matches(work.truth, now=work.seconds))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from serving.decisions.alerts import alert_of, in_order
+from serving.decisions.alerts import AlertsQuery, alert_of, alerts_of, in_order
 from serving.decisions.deciding import Contents, Decided, DecisionQuery
 from serving.pages.page import Page
 from serving.pipeline.job import Job
 from serving.pipeline.ladder import Ladder
 from serving.pipeline.live import Live
-from serving.policy.contents import HERE
 from serving.request.work import Work
 from serving.store import Profile
 
@@ -31,7 +33,7 @@ async def decided_in_time(
 
     With a `profile` the store is not asked who this is. Returns the request as it was understood, too.
     """
-    asked = ladder.deadline_s if query.deadline_ms is None else min(ladder.deadline_s, query.deadline_ms / 1e3)
+    asked = _deadline(ladder, query)
     job = Job(query.person, live, asked, profile=profile)
     if not ladder.circuit.allows() and profile is None:
         job.without.add("profile")
@@ -51,6 +53,29 @@ async def decided_in_time(
     return await contents.claimed(decided, max(MARGIN_S, job.left())), work
 
 
+def _deadline(ladder: Ladder, query: DecisionQuery) -> float:
+    """How many seconds a request has."""
+    return ladder.deadline_s if query.deadline_ms is None else min(ladder.deadline_s, query.deadline_ms / 1e3)
+
+
+async def alerts_in_time(
+    ladder: Ladder, live: Live, contents: Contents, query: AlertsQuery
+) -> tuple[list[Decided], Work]:
+    """Alerts before one deadline; in the place of one that is found capped when it is claimed comes the next."""
+    asked = query.asked
+    ends = time.monotonic() + _deadline(ladder, asked)
+    found: list[Decided] = []
+    profile: Profile | None = None
+    while True:
+        how = partial(alerts_of, contents, query, tuple(found))
+        more, work = await decided_in_time(ladder, live, contents, asked, how, profile)
+        found += more
+        left = ends - time.monotonic()
+        if left < MARGIN_S or not any(one.reason == "capped" for one in more):
+            return found, work
+        asked, profile = replace(asked, deadline_ms=left * 1e3), work.profile
+
+
 class PageContents:
     """What is decided for one page; it is kept until the page is put together, when it is claimed and logged."""
 
@@ -59,23 +84,23 @@ class PageContents:
         self.made: dict[str, Decided] = {}
 
     def content(self, name: str, work: Work) -> Mapping[str, Any] | None:
-        """What to show of a content; None where there is nothing for the person now, or no such content (any more)."""
+        """What to show of a content; None where there is nothing for the person now, or no such content any more."""
         content = work.snapshot.policy.contents.get(name)
-        return None if content is None else self._kept(self.contents.decide(content, work))
+        if content is None or content.trigger is not None:
+            return None
+        return self._kept(self.contents.decide(content, work))
 
     def alert(self, name: str | None, work: Work) -> Mapping[str, Any] | None:
-        """The alert of that name, if it is due, or the first one that is.
+        """The alert of that name, if it is due, or the first one that is and not on the page yet.
 
-        One that waits for the application is there if it is named, for the application to show when the moment comes.
+        Somebody who is held out of it has nothing in its place.
         """
         contents = work.snapshot.policy.contents
-        if name is None:
-            due = (alert_of(self.contents, one, work, ()) for one in in_order(contents.values()))
-        else:
-            due = (alert_of(self.contents, one, work, HERE) for one in (contents.get(name),) if one is not None)
-        for decided in due:
-            if decided is not None and (found := self._kept(decided)) is not None:
-                return found
+        told = {one.content for one in self.made.values() if one.work is work}
+        for content in in_order(one for one in contents.values() if name in (None, one.id) and one.id not in told):
+            decided = alert_of(self.contents, content, work)
+            if decided is not None and decided.logged:
+                return self._kept(decided)
         return None
 
     def _kept(self, decided: Decided) -> Mapping[str, Any] | None:
@@ -87,13 +112,10 @@ class PageContents:
 async def claimed_on(page: Page, contents: PageContents, seconds: float) -> list[Decided]:
     """Claim what a page shows; what may not be shown leaves it. Returns all that is worth a row of the log."""
     places = {one["recommendation_id"]: name for name, one in page.decided.items() if "recommendation_id" in one}
-    held, wanted = [], []
-    for one in contents.made.values():
-        if one.variant is None:
-            held.append(one)
-        elif places.get(one.recommendation_id) in page.shown:
-            wanted.append(one)
-    shown = await contents.contents.claimed(wanted, max(MARGIN_S, seconds))
-    lost = {places[one.recommendation_id] for one in shown if one.variant is None}
+    wanted = [
+        one for one in contents.made.values() if one.variant is None or places.get(one.recommendation_id) in page.shown
+    ]
+    claimed = await contents.contents.claimed(wanted, max(MARGIN_S, seconds))
+    lost = {places.get(one.recommendation_id) for one in claimed if not one.logged}
     page.shown = [name for name in page.shown if name not in lost]
-    return [*held, *(one for one in shown if one.variant is not None)]
+    return [one for one in claimed if one.logged]

@@ -27,11 +27,12 @@ from serving.decisions.deciding import Decided, DecisionQuery
 from serving.policy import syntax
 from serving.policy.conditions import Condition
 from serving.policy.contact import Cap, Quiet
+from serving.policy.contents import check_no_alert
 from serving.policy.rules import FACTS
 from serving.replica.engine import Engine
 from serving.request.catalogue import Catalogue
 from serving.request.query import Query
-from serving.request.replenishment import due, moment_of
+from serving.request.replenishment import moment_of
 from serving.request.work import Work
 from serving.store import Decision, Profile
 
@@ -162,6 +163,8 @@ class Composer:
         contents = snapshot.policy.contents
         if campaign.content is not None and campaign.content not in contents:
             raise unknown_name("content", campaign.content, contents, field="content")
+        if campaign.content is not None:
+            check_no_alert(contents[campaign.content], "content")
 
     async def compose(self, user_ids: Iterable[str]) -> Composed:
         """Compose a message for everybody of some people who may get one, and whom there is something to tell."""
@@ -229,7 +232,8 @@ class Composer:
         own = uuid.uuid5(self.name, user_id).hex + listed.recommendation_id[32:]
         listed = listed._replace(answer=replace(listed.answer, recommendation_id=own))
         answer = listed.answer
-        again = due(snapshot, profile, campaign.at.timestamp()) if personalized else []
+        work = Work(query, snapshot, profile)
+        again = [one for row, one in work.due.items() if work.permits(row)]
         row = {
             "user_id": user_id,
             "channel": campaign.channel,

@@ -70,9 +70,7 @@ class Quiet(BaseModel):
 
     def until(self, at: datetime, attributes: Mapping[str, Any]) -> datetime | None:
         """When the quiet hours end that hold at a moment for a person; None if none do. In UTC, as everything."""
-        name = attributes.get(ZONE)
-        zone = (zone_of(name) if isinstance(name, str) else None) or zone_of(self.zone)
-        here = at.astimezone(zone)
+        here = at.astimezone(zone_for(attributes) or zone_of(self.zone))
         now, start, end = 60 * here.hour + here.minute, _minutes(self.start), _minutes(self.end)
         quiet = start <= now < end if start < end else now >= start or now < end
         if not quiet:
@@ -80,6 +78,12 @@ class Quiet(BaseModel):
         days = 1 if now >= end else 0
         morning = (here + timedelta(days=days)).replace(hour=end // 60, minute=end % 60, second=0, microsecond=0)
         return morning.astimezone(UTC)
+
+
+def zone_for(attributes: Mapping[str, Any]) -> ZoneInfo | None:
+    """The time zone of a person, None where they do not say one."""
+    name = attributes.get(ZONE)
+    return zone_of(name) if isinstance(name, str) else None
 
 
 @lru_cache(maxsize=1024)

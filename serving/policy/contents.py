@@ -15,6 +15,7 @@ from pydantic import AfterValidator, ConfigDict, Field, JsonValue, Strict, Stric
 
 from embeddings.errors import InputError, unknown_name
 from embeddings.schema import Id, Label, Name, Row, first_error
+from serving.policy.conditions import Comparison
 from serving.policy.contact import Cap, Quiet
 from serving.policy.contradictions import contradiction
 from serving.policy.kinds import Kind, PolicyDocument, References, by_id, check_distinct
@@ -23,6 +24,9 @@ from serving.policy.rules import Instant, Tree, check_segments
 
 MAX_VARIANTS = 50
 MAX_CAPS = 4
+LEAST_EXPLORATION = 0.01
+"""It gives the logged probability of a variant a floor, so that estimates from the log stay sound."""
+
 MAX_PAYLOAD = 8_192
 """Bytes of a payload as JSON; a picture or a video is an address in it."""
 
@@ -35,6 +39,12 @@ KNOWN = ("cart_abandonment", "back_in_stock", "price_drop", "replenishment")
 TRIGGERS = (*HERE, *KNOWN)
 
 
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_empty, value.values() if isinstance(value, dict) else value))
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def _payload(payload: dict[str, Any]) -> dict[str, Any]:
     if not payload:
         raise InputError("payload: is empty; a variant is what it shows, so put that here", field="payload")
@@ -42,6 +52,10 @@ def _payload(payload: dict[str, Any]) -> dict[str, Any]:
         size = len(orjson.dumps(payload))
     except orjson.JSONEncodeError as error:
         raise InputError(f"payload: is not JSON: {error}", field="payload") from None
+    if _is_empty(payload):
+        raise InputError(
+            "payload: holds nothing but empty values; a variant without content is left out, not shown", field="payload"
+        )
     if size > MAX_PAYLOAD:
         raise InputError(f"payload: has {size} bytes as JSON, at most {MAX_PAYLOAD} are allowed", field="payload")
     return payload
@@ -54,7 +68,8 @@ Whole = Annotated[int, Strict()]
 class Variant(Row):
     """One form of a content: `payload` is what the application shows, `when` says to whom it may be shown.
 
-    `weight` is its share of what is left to chance, and of everybody where choice is by weights; 0 takes it out.
+    `weight` is its share of what is left to chance, and of everybody where choice is by weights, beside the weights of the
+    other variants: 2 is shown twice as often as 1, and 0 takes it out.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -83,12 +98,13 @@ class Trigger(Row):
 class Content(PolicyDocument):
     """One content, as stored and as answered by the service.
 
-    It is in force if `enabled`, from `starts_at` until just before `ends_at`, for people and requests that fulfil `when`.
-    `choice`: `learned`, by what people like this one responded to, or by `weights` alone. `exploration` is the share of the
-    choices that is left to the weights, so that every variant goes on being tried. A `holdout` of the people, always the
-    same, is shown none, to be compared with. `caps`: at most so many times to one person within so many days, on all
-    channels together; contents of one `group` count together. `goal` is the event type that counts as success, if it
-    comes within `goal_hours` and names the decision.
+    It is in force if `enabled`, from `starts_at` until just before `ends_at`, for people and requests that fulfil `when`;
+    with a `channel` only for requests whose context names that channel. `choice`: `learned`, by what people like this one
+    responded to, or by `weights` alone. `exploration` is the share of the choices that is left to the weights, so that
+    every variant goes on being tried: at least 0.01. A `holdout` of the people, always the same, is shown none, to be
+    compared with. `caps`: at most so many times to one person within so many days, on all channels together; contents of
+    one `group` count together. `goal` is the event type that counts as success, if it comes within `goal_hours` and names
+    the decision.
 
     A `trigger` makes it an alert; of several that are due the one with the highest `priority` comes first. It leaves people
     in peace during `quiet` hours.
@@ -124,15 +140,26 @@ class Content(PolicyDocument):
             )
         if self.starts_at and self.ends_at and self.starts_at >= self.ends_at:
             raise InputError("ends_at: must lie after starts_at", field="ends_at")
+        self._goes_on_learning()
         self._can_match()
         self._is_an_alert_or_not()
         return self
 
+    def _goes_on_learning(self) -> None:
+        several = sum(variant.weight > 0 for variant in self.variants) > 1
+        if self.choice == "learned" and several and self.exploration < LEAST_EXPLORATION:
+            raise InputError(
+                f"exploration: is {self.exploration:g}; among several variants at least {LEAST_EXPLORATION:g} is left to "
+                "chance, or one that began badly is never tried again",
+                field="exploration",
+            )
+
     def _can_match(self) -> None:
-        if (why := contradiction(self.when)) is not None:
+        channel = None if self.channel is None else Comparison("context.channel", "eq", self.channel)
+        if (why := contradiction(channel, self.when)) is not None:
             raise InputError(f"when: can never hold: {why}", field="when")
         for place, variant in enumerate(self.variants):
-            if (why := contradiction(self.when, variant.when)) is not None:
+            if (why := contradiction(channel, self.when, variant.when)) is not None:
                 field = f"variants.{place}.when"
                 beside = "" if self.when is None else " beside the 'when' of the content"
                 raise InputError(f"{field}: can never hold{beside}: {why}", field=field)
@@ -160,11 +187,40 @@ class Content(PolicyDocument):
         """How far back the caps look."""
         return max((cap.days for cap in self.caps), default=0.0)
 
+    def on_channel(self, context: Mapping[str, Any]) -> bool:
+        """Whether a request with these facts is on its channel."""
+        return self.channel is None or context.get("channel") == self.channel
+
     def in_force(self, now: float) -> bool:
         """Whether it is enabled and within its dates at `now` (seconds since 1970)."""
         started = self.starts_at is None or self.starts_at.timestamp() <= now
         over = self.ends_at is not None and self.ends_at.timestamp() <= now
         return self.enabled and started and not over
+
+
+def check_no_alert(content: Content, field: str) -> None:
+    """Raise `InputError` where a content is asked for by its name and is an alert."""
+    if content.trigger is not None:
+        raise InputError(
+            f"{field}: '{content.id}' is an alert: it comes when its trigger '{content.trigger.type}' has happened, "
+            "outside of quiet hours and with consent to marketing; /v1/alerts and the alert slots of layouts have it",
+            field=field,
+        )
+
+
+def check_alert_of_state(content: Content, field: str) -> None:
+    """Raise `InputError` where a page names a content that is no alert, or one of a moment that no page knows ahead."""
+    if content.trigger is None:
+        raise InputError(
+            f"{field}: '{content.id}' is no alert, it has no trigger; a slot of the type 'content' shows it",
+            field=field,
+        )
+    if content.trigger.type in HERE:
+        raise InputError(
+            f"{field}: '{content.id}' waits for '{content.trigger.type}', which happens after the page was made; the "
+            "application asks /v1/alerts for it at that moment, as /bespoke.js does",
+            field=field,
+        )
 
 
 def parse_content(raw: Mapping[str, Any]) -> Content:

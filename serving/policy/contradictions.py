@@ -13,7 +13,12 @@ from collections.abc import Iterable, Sequence
 
 from serving.policy.conditions import AllOf, AnyOf, Comparison, Condition, Not, Scalar
 
-FINITE: dict[str, Sequence[Scalar]] = {"time.hour": range(24), "time.weekday": range(7)}
+FINITE: dict[str, Sequence[Scalar]] = {
+    "time.hour": range(24),
+    "time.local_hour": range(24),
+    "time.local_weekday": range(7),
+    "time.weekday": range(7),
+}
 """Facts of which all values are known."""
 
 LOWEST = {"user.events": 0.0}

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
+from serving.policy.contact import zone_for
+
 KNOWN_ALREADY: Mapping[str, Callable[[], Any]] = MappingProxyType({})
 
 
@@ -41,12 +43,14 @@ def facts(
     now: float,
     later: Mapping[str, Callable[[], Any]] = KNOWN_ALREADY,
 ) -> Facts:
-    """Build the row that `when` is asked of; `now` in seconds since 1970, hours and days are those of UTC.
+    """Build the row that `when` is asked of; `now` in seconds since 1970.
 
+    Hours and days are those of UTC, the local ones those of the person's attribute `time_zone`, without it of UTC too.
     `user.events` is always the number of events, even if the person has an attribute of that name. `later` has facts that
     cost something, by name, and how to find them out.
     """
     moment = datetime.fromtimestamp(now, UTC)
+    here = moment if (zone := zone_for(user_attributes)) is None else moment.astimezone(zone)
     known = {
         **{f"user.{name}": value for name, value in user_attributes.items()},
         **{f"context.{name}": value for name, value in context.items()},
@@ -54,5 +58,7 @@ def facts(
         "time.hour": moment.hour,
         "time.weekday": moment.weekday(),
         "time.date": moment.date().isoformat(),
+        "time.local_hour": here.hour,
+        "time.local_weekday": here.weekday(),
     }
     return Facts(known, later)

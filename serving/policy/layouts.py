@@ -8,7 +8,7 @@ keep their places in the list, as what is pinned does.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, StrictBool, Vali
 from embeddings.errors import InputError, NotFound, unknown_name
 from embeddings.schema import Id, Label, Row, first_error
 from serving.policy.columns import FIELDS
+from serving.policy.contents import Content, check_alert_of_state, check_no_alert
 from serving.policy.kinds import Kind, PolicyDocument, References, by_id, check_distinct
 from serving.policy.placements import Share
 from serving.policy.rules import Tree
@@ -109,7 +110,10 @@ class ContentSlot(_Slot):
 
 
 class AlertSlot(_Slot):
-    """An alert, if there is one for the person now; any, or the named one."""
+    """An alert, if there is one for the person now; any, or the named one.
+
+    What only the application sees (`exit_intent`, `idle`) happens when the page is there: no slot may name it.
+    """
 
     type: Literal["alert"]
     alert: Id | None = None
@@ -211,13 +215,28 @@ def parse_layout(raw: Mapping[str, Any], *, references: References) -> Layout:
     except ValidationError as error:
         raise _first_wrong(error) from None
     for place, slot in enumerate(layout.slots):
-        for kind, named in (
-            ("placement", getattr(slot, "placement", None)),
-            ("content", getattr(slot, "content", None)),
-        ):
-            if named is not None and kind in references.documents and named not in references.ids(kind):
-                raise unknown_name(kind, named, references.ids(kind), field=f"slots.{place}.{kind}")
+        match slot:
+            case Shelf():
+                _named("placement", slot.placement, references, f"slots.{place}.placement")
+            case ContentSlot():
+                _check_content(slot.content, references, check_no_alert, field=f"slots.{place}.content")
+            case AlertSlot(alert=str(name)):
+                _check_content(name, references, check_alert_of_state, field=f"slots.{place}.alert")
     return layout
+
+
+def _check_content(name: str, references: References, check: Callable[[Content, str], None], *, field: str) -> None:
+    if isinstance(content := _named("content", name, references, field), Content):
+        check(content, field)
+
+
+def _named(kind: str, name: str, references: References, field: str) -> PolicyDocument | None:
+    """The document that a slot names; None where nothing is known of its kind."""
+    if kind not in references.documents:
+        return None
+    if name not in references.ids(kind):
+        raise unknown_name(kind, name, references.ids(kind), field=field)
+    return references.documents[kind][name]
 
 
 def _first_wrong(error: ValidationError) -> InputError:

@@ -42,7 +42,17 @@ _NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,63}"
 class FactNames(Collection[str]):
     """The names that `when` may use: some are fixed, and any attribute of the user and of the context."""
 
-    fixed = ("history.cart", "history.visits", "time.date", "time.hour", "time.weekday", "user.events", "user.segment")
+    fixed = (
+        "history.cart",
+        "history.visits",
+        "time.date",
+        "time.hour",
+        "time.local_hour",
+        "time.local_weekday",
+        "time.weekday",
+        "user.events",
+        "user.segment",
+    )
     _open = re.compile(rf"(user|context)\.{_NAME}")
 
     def __contains__(self, name: object) -> bool:
@@ -203,8 +213,8 @@ class Rule(PolicyDocument):
 
 
 def asks_for_people(when: Condition) -> bool:
-    """Whether a condition asks for anything that is known of a person."""
-    return any(name.startswith(("user.", HISTORY)) for name in when.attributes())
+    """Whether a condition asks for anything that is known of a person; where they are is, by their clock."""
+    return any(name.startswith(("user.", HISTORY, "time.local_")) for name in when.attributes())
 
 
 def check_segments(when: Condition | None, references: References, *, field: str) -> None:

@@ -25,9 +25,9 @@ from embeddings.schema import Event
 from serving import metrics
 from serving.analysis.guardrails import enforce
 from serving.aside.aside import Aside
-from serving.decisions.alerts import AlertsQuery, alerts_of
+from serving.decisions.alerts import AlertsQuery
 from serving.decisions.deciding import Contents, Decided, DecisionQuery
-from serving.decisions.deciding_in_time import PageContents, claimed_on, decided_in_time
+from serving.decisions.deciding_in_time import PageContents, alerts_in_time, claimed_on, decided_in_time
 from serving.pages.page import Decider, Page, PageAnswer, Paged, PageQuery
 from serving.pages.pages import compose, run_page_section
 from serving.pages.wire import MARK
@@ -199,8 +199,7 @@ class Engine:
     async def alerts(self, query: AlertsQuery) -> tuple[list[Decided], Work]:
         """Decide which alerts are due for somebody, and claim them: none is answered twice."""
         self._decides = True
-        how = partial(alerts_of, self.contents, query)
-        decided, work = await decided_in_time(self.ladder, self.holdings.current(), self.contents, query.asked, how)
+        decided, work = await alerts_in_time(self.ladder, self.holdings.current(), self.contents, query)
         self._noted(decided)
         return [one for one in decided if one.variant is not None], work
 

@@ -124,9 +124,7 @@ class Work:
     @cached_property
     def facts(self) -> Facts:
         """What a rule's `when` may ask; without consent to personalization nothing of the person."""
-        return self._facts(NOBODY if self.refused else self.profile)
-
-    def _facts(self, profile: Profile) -> Facts:
+        profile = NOBODY if self.refused else self.profile
         done = Done(*self._past, self.catalogue, self.seconds)
         later: dict[str, Callable[[], Any]] = {
             HISTORY: lambda: done,
@@ -137,6 +135,18 @@ class Work:
             later[SEGMENT] = lambda: self.snapshot.policy.segments.of(row, self.seconds, self._near)
         row = facts(profile.attributes, profile.events, self.query.context, self.seconds, later)
         return row
+
+    @cached_property
+    def truth(self) -> Facts:
+        """The facts of the person as they are, also for a request that may not use them: for what protects people alone."""
+        profile = replace(self.profile, consent={})
+        return Work(
+            replace(self.query, personalized=True, rules=()), self.snapshot, profile, stranger=self.stranger, arms={}
+        ).facts
+
+    def permits(self, row: int) -> bool:
+        """Whether no include or exclude rule keeps an item from the person."""
+        return self.rules.removed_by(row) is None
 
     @property
     def segments(self) -> list[str]:
@@ -161,7 +171,7 @@ class Work:
             self.facts,
             self.seconds,
             stranger=self.stranger,
-            guarding=self._facts(self.profile) if self.refused else None,
+            guarding=None if self.query.personalized else self.truth,
             changes=self.changes,
             without=self.query.without_rules,
             whose=self.profile.user_id or self.query.user_id,

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, func, select, text
+from sqlalchemy import ColumnElement, Connection, delete, func, or_, select, text
 
 from embeddings.errors import BespokeError, InputError
 from embeddings.ids import stable_hash
+from serving.store.aliases import Groups
 from serving.store.database import Database
-from serving.store.tables import CONTACTS, micros, moment
+from serving.store.tables import ALIASES, CONTACTS, micros, moment
 
 KEPT = timedelta(days=366)
 """Longer than any cap or alert looks back."""
@@ -28,7 +29,7 @@ class Contact:
 
     `counted` is the name under which it counts, `subject` what it is about. A subject is shown `once` and never again, or
     it is this very showing, and to claim it twice is to claim it once. `caps` are pairs of a limit and a number of days.
-    `also` are other ids of the person whose contacts count too.
+    `user_id` is any id of the person: what they were shown under the others counts too.
     """
 
     user_id: str
@@ -36,13 +37,7 @@ class Contact:
     subject: str
     at: datetime
     caps: Sequence[tuple[int, float]] = ()
-    also: Sequence[str] = ()
     once: bool = True
-
-    @property
-    def names(self) -> set[str]:
-        """All ids of the person that are known."""
-        return {self.user_id, *self.also}
 
 
 class Told(NamedTuple):
@@ -54,10 +49,11 @@ class Told(NamedTuple):
 
 
 class Contacts:
-    """The contacts of the store."""
+    """The contacts of the store: one row for each id of the person, so that ids which part later both know of it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._groups = Groups(database)
         self._put = database.insert(CONTACTS).on_conflict_do_nothing(index_elements=["user_id", "counted", "subject"])
 
     def open(self, contact: Contact) -> bool:
@@ -78,18 +74,17 @@ class Contacts:
                 return [error] * len(batches)
         return [outcome for batch in batches for outcome in self.claim_each([batch])]
 
-    def told(self, user_ids: Iterable[str], counted: str, subjects: Sequence[str]) -> set[str]:
-        """Return those of some subjects that a person was shown already."""
+    def told(self, user_id: str, counted: str, kind: str) -> dict[str, datetime]:
+        """Return the subjects of a kind (their first word) that a person was shown, with the last time, in that order."""
         table = CONTACTS.c
-        query = select(table.subject).where(
-            table.user_id.in_(set(user_ids)), table.counted == counted, table.subject.in_(subjects)
-        )
-        return {subject for (subject,) in self._database.rows(query)}
+        of_kind = table.subject.startswith(f"{kind} ", autoescape=True)
+        query = select(table.subject, table.at).where(_of_person(user_id), table.counted == counted, of_kind)
+        return {row.subject: moment(row.at) for row in self._database.rows(query.order_by(table.at, table.subject))}
 
     def of(self, user_ids: Iterable[str]) -> list[Told]:
         """Return every contact with a person, the latest first."""
         table = CONTACTS.c
-        query = select(table.counted, table.subject, table.at).where(table.user_id.in_(set(user_ids)))
+        query = select(table.counted, table.subject, table.at).where(table.user_id.in_(set(user_ids))).distinct()
         rows = self._database.rows(query.order_by(table.at.desc(), table.counted, table.subject))
         return [Told(row.counted, row.subject, moment(row.at)) for row in rows]
 
@@ -111,13 +106,9 @@ class Contacts:
     def _claim(self, connection: Connection, contact: Contact) -> bool:
         if not _open(connection, contact):
             return False
-        row = {
-            "user_id": contact.user_id,
-            "counted": contact.counted,
-            "subject": contact.subject,
-            "at": micros(contact.at),
-        }
-        connection.execute(self._put, row)
+        row = {"counted": contact.counted, "subject": contact.subject, "at": micros(contact.at)}
+        ids = self._groups.ids(connection, contact.user_id)
+        connection.execute(self._put, [row | {"user_id": user_id} for user_id in ids])
         return True
 
 
@@ -126,17 +117,23 @@ def _lock(contact: Contact) -> int:
     return stable_hash(f"{contact.counted}\n{contact.user_id}", salt="contacts") - 2**63
 
 
+def _of_person(user_id: str) -> ColumnElement[bool]:
+    """Rows of every id of the person behind one, found by the statement that reads them."""
+    whose = func.coalesce(select(ALIASES.c.user_id).where(ALIASES.c.alias == user_id).scalar_subquery(), user_id)
+    return CONTACTS.c.user_id.in_(select(whose).union_all(select(ALIASES.c.alias).where(ALIASES.c.user_id == whose)))
+
+
 def _open(connection: Connection, contact: Contact) -> bool:
+    """Whether a contact may be: one statement for all caps, and what was shown to several ids at once counts once."""
     table = CONTACTS.c
-    mine = (table.user_id.in_(contact.names), table.counted == contact.counted)
-    if connection.execute(select(table.at).where(*mine, table.subject == contact.subject)).first() is not None:
+    longest = timedelta(days=max((days for _, days in contact.caps), default=0.0))
+    counts = or_(table.subject == contact.subject, table.at > micros(contact.at - longest))
+    query = select(table.subject, table.at).where(_of_person(contact.user_id), table.counted == contact.counted, counts)
+    shown = {(row.subject, row.at) for row in connection.execute(query)}
+    if any(subject == contact.subject for subject, _ in shown):
         return not contact.once
-    for limit, days in contact.caps:
-        since = micros(contact.at - timedelta(days=days))
-        met = connection.execute(select(func.count()).select_from(CONTACTS).where(*mine, table.at > since)).scalar_one()
-        if met >= limit:
-            return False
-    return True
+    since = [(limit, micros(contact.at - timedelta(days=days))) for limit, days in contact.caps]
+    return all(sum(at > first for _, at in shown) < limit for limit, first in since)
 
 
 def erase_contacts(connection: Connection, user_id: str) -> int:

@@ -137,6 +137,15 @@ class Events:
         rows = self._database.rows(query.group_by(table.recommendation_id, table.item_id))
         return {(answer, item_id): (int(count), float(value)) for answer, item_id, count, value in rows}
 
+    def answers(self, event_type: str, since: datetime, until: datetime) -> dict[str, datetime]:
+        """Return the answers that events of a type between two moments came from, each with the first of these."""
+        table = EVENTS.c
+        query = select(table.recommendation_id, func.min(table.timestamp).label("first"))
+        query = query.where(table.timestamp >= micros(since), table.timestamp <= micros(until))
+        query = query.where(table.event_type == event_type, table.recommendation_id.is_not(None))
+        rows = self._database.rows(query.group_by(table.recommendation_id))
+        return {row.recommendation_id: moment(row.first) for row in rows}
+
     def horizon(self) -> int:
         """Return the highest number up to which no further event can appear: see `sequences.horizon`."""
         return horizon(self._database, EVENTS)

@@ -225,15 +225,14 @@ LESSONS = Table(
     Column("checksum", BigInteger, nullable=False),
 )
 
-# The latest good news of an item: that it can be had again, that it costs less.
+# The latest news of an item: that it can be had again, what it cost before each of the latest changes of its price.
 NEWS = Table(
     "news",
     METADATA,
     Column("item_id", STRING, primary_key=True),
     Column("kind", STRING, primary_key=True),
     Column("at", BigInteger, nullable=False),
-    Column("before", Double),
-    Column("after", Double),
+    Column("before", STRING, nullable=False),  # [[moment of the change, price before], ...], the latest last
 )
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
