@@ -184,6 +184,11 @@ class FeatureSpec(BaseModel):
         """Event types worth predicting, sorted."""
         return tuple(sorted(name for name, kind in self.event_types.items() if kind.positive))
 
+    def telling(self, event_type: str) -> bool:
+        """Whether an event of this type says anything about a taste: all but those listed with weight 0."""
+        kind = self.event_types.get(event_type)
+        return kind is None or kind.weight != 0
+
     def require_event_type(self, event_type: str, *, field: str) -> None:
         """Raise the error that lists the known event types, if this is none of them."""
         if event_type not in self.event_types:

@@ -124,6 +124,9 @@ def test_event_types() -> None:
     assert found.event_row("never heard of") == 0
     assert found.positive_types() == ("view",)
     assert not found.event_kind("never heard of").positive
+    kinds = {"seen": EventKind(weight=0, positive=False), "hide": EventKind(weight=-1), "view": EventKind()}
+    told = FeatureSpec(event_types=kinds).telling
+    assert [told(name) for name in ("seen", "hide", "view", "never heard of")] == [False, True, True, True]
     with pytest.raises(InputError, match="did you mean 'view'"):
         found.require_event_type("vew", field="event_type")
 
