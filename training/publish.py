@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from embeddings.bundle_reader import open_bundle
-from embeddings.bundle_writer import write_bundle
+from embeddings.bundle_writer import Parts, Provenance, write_bundle
 from embeddings.errors import BundleError, GateError
 from embeddings.features import Floats
 from embeddings.golden import Golden
@@ -85,23 +85,27 @@ def publish(
     say("writing the bundle")
     folder = write_bundle(
         releases,
-        name=_free_name(releases),
-        spec=run.data.spec,
-        towers=run.towers,
-        ranker=run.ranker,
-        items=run.data.item_table,
-        popularity=EventCounts(run.data).at_the_end(),
-        matrix=matrix,
-        index=index,
-        data_fingerprint=run.about.fingerprint,
-        recipe=run.config.model_dump(mode="json") | {"seed": run.about.seed},
-        metrics=_finite_only(figures) | _test_figures(run) | _cold_training(run),
-        counts={"events": len(run.data), "users": len(run.data.users)},
-        overridden=reasons,
-        golden=golden_queries(run, matrix),
-        neighbours=neighbours,
-        paces=learn_paces(run.data),
-        together=companions(run.data),
+        _free_name(releases),
+        Parts(
+            spec=run.data.spec,
+            towers=run.towers,
+            ranker=run.ranker,
+            items=run.data.item_table,
+            popularity=EventCounts(run.data).at_the_end(),
+            matrix=matrix,
+            index=index,
+            golden=golden_queries(run, matrix),
+            neighbours=neighbours,
+            paces=learn_paces(run.data),
+            together=companions(run.data),
+        ),
+        Provenance(
+            data_fingerprint=run.about.fingerprint,
+            recipe=run.config.model_dump(mode="json") | {"seed": run.about.seed},
+            metrics=_finite_only(figures) | _test_figures(run) | _cold_training(run),
+            counts={"events": len(run.data), "users": len(run.data.users)},
+            overridden=reasons,
+        ),
     )
     say("opening it again")
     try:
