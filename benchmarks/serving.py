@@ -36,7 +36,7 @@ from rich.table import Table
 from benchmarks.policy import EVERYTHING, RULES
 from benchmarks.results import keep
 from embeddings.bundle import build_towers
-from embeddings.bundle_writer import write_bundle
+from embeddings.bundle_writer import Parts, Provenance, write_bundle
 from embeddings.features import FeatureSpec
 from embeddings.index import VectorIndex
 from embeddings.neighbours import nearest_items
@@ -122,19 +122,18 @@ def write_release(releases: Path, name: str, rows: list[Item]) -> None:
     ranker.set_traits(traits_of(features, rare), rare)
     write_bundle(
         releases,
-        name=name,
-        spec=spec,
-        towers=towers,
-        ranker=ranker,
-        items=to_table(rows, Item),
-        popularity=np.ones((len(rows), 2)),
-        matrix=matrix,
-        index=VectorIndex.build(matrix, k=400),
-        data_fingerprint="",
-        recipe={},
-        metrics={},
-        counts={},
-        neighbours=nearest_items(matrix),
+        name,
+        Parts(
+            spec=spec,
+            towers=towers,
+            ranker=ranker,
+            items=to_table(rows, Item),
+            popularity=np.ones((len(rows), 2)),
+            matrix=matrix,
+            index=VectorIndex.build(matrix, k=400),
+            neighbours=nearest_items(matrix),
+        ),
+        Provenance(data_fingerprint=""),
     )
 
 

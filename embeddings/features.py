@@ -29,6 +29,12 @@ from embeddings.schema import Item, Name
 GAP_BUCKETS = 24
 """Time gaps fall into powers of two of a minute: bucket 23 is anything over eight years."""
 
+LARGEST = 1e30
+"""Numbers of items are told apart up to here: the square of what goes beyond may not be finite."""
+
+ALIKE = 1e-9
+"""A deviation that is a smaller share of the mean than this is rounding, of numbers that are all the same."""
+
 MAX_WORDS = 48
 MAX_CONTEXT_TOKENS = 16
 _WORD = re.compile(r"\w+", re.UNICODE)
@@ -60,7 +66,7 @@ DEFAULT_EVENT_TYPES: dict[str, EventKind] = {
 
 
 class NumericColumn(BaseModel):
-    """One standardised number: `(log1p(x) if log else x) - mean) / scale`; a missing one becomes 0."""
+    """One standardised number: `((log1p(x) if log else x) - mean) / scale`; a missing one becomes 0."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -189,6 +195,11 @@ class FeatureSpec(BaseModel):
         """Event types worth predicting, sorted."""
         return tuple(sorted(name for name, kind in self.event_types.items() if kind.positive))
 
+    def telling(self, event_type: str) -> bool:
+        """Whether an event of this type says anything about a taste: all but those listed with weight 0."""
+        kind = self.event_types.get(event_type)
+        return kind is None or kind.weight != 0
+
     def require_event_type(self, event_type: str, *, field: str) -> None:
         """Raise the error that lists the known event types, if this is none of them."""
         if event_type not in self.event_types:
@@ -261,13 +272,16 @@ def _plain(value: Any) -> str:
 
 
 def _standardise(name: str, values: npt.NDArray[np.float64]) -> NumericColumn:
+    values = values.clip(-LARGEST, LARGEST)
     # Prices and counts are skewed by orders of magnitude: their logarithm is what compares.
     log = bool(values.min() >= 0 and values.max() > 20 * max(float(np.median(values)), 1e-9))
     shaped = np.log1p(values) if log else values
-    return NumericColumn(name=name, mean=float(shaped.mean()), scale=float(shaped.std()) or 1.0, log=log)
+    mean, spread = float(shaped.mean()), float(shaped.std())
+    return NumericColumn(name=name, mean=mean, scale=spread if spread > ALIKE * max(1.0, abs(mean)) else 1.0, log=log)
 
 
 def _scaled(value: float, spec: NumericColumn) -> float:
+    value = max(-LARGEST, min(LARGEST, value))
     shaped = math.log1p(max(value, 0.0)) if spec.log else value
     return max(-5.0, min(5.0, (shaped - spec.mean) / spec.scale))
 

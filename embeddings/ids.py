@@ -1,7 +1,6 @@
-"""External ids (strings) and rows (integers): two types, one frozen map between them, and stable hashes.
+"""External ids (strings) and rows (integers), one frozen map between them, and stable hashes.
 
-An id is what the application calls an item; a row is where its vector lies. They never mix: functions take one or the
-other, and `IdMap` is the only bridge.
+An id is what the application calls an item; a row is where its vector lies. `IdMap` is the only bridge.
 """
 
 from __future__ import annotations
@@ -9,15 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NewType
 
 import numpy as np
 import numpy.typing as npt
 
 from embeddings.errors import InputError
 
-ItemId = NewType("ItemId", str)
-UserId = NewType("UserId", str)
 Rows = npt.NDArray[np.int64]
 
 UNKNOWN = -1

@@ -12,8 +12,6 @@ Shape suffixes: B lists, K candidates, L events, D dimensions, O objectives, F d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embeddings.errors import unknown_name
 from embeddings.features import Floats
 from embeddings.ids import UNKNOWN
 from embeddings.successors import Successors
@@ -192,13 +189,6 @@ class Ranker(nn.Module):
     def probabilities(self, logits_BKO: Tensor) -> Tensor:
         """Calibrated probabilities [B, K, O]."""
         return torch.sigmoid(logits_BKO * self.slope + self.offset)
-
-    def weights(self, objectives: Mapping[str, float]) -> Floats:
-        """Objective weights [O] from names; a name the model does not predict is an error that lists those it does."""
-        for name in objectives:
-            if name not in self.config.objectives:
-                raise unknown_name("objective", name, self.config.objectives, field=f"objectives.{name}")
-        return np.asarray([objectives.get(name, 0.0) for name in self.config.objectives], dtype=np.float32)
 
     @torch.inference_mode()
     def rank(self, user_D: Floats, history_LD: Floats, items_KD: Floats, features_KF: Floats) -> Floats:

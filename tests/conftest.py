@@ -30,7 +30,7 @@ from fastapi.testclient import TestClient
 from hypothesis import settings
 
 from embeddings.bundle import build_towers
-from embeddings.bundle_writer import write_bundle
+from embeddings.bundle_writer import Parts, Provenance, write_bundle
 from embeddings.features import FeatureSpec, Floats
 from embeddings.index import VectorIndex
 from embeddings.neighbours import Neighbours, nearest_items
@@ -181,20 +181,19 @@ def world_files(
     with TemporaryDirectory() as workshop:
         folder = write_bundle(
             Path(workshop),
-            name=name,
-            spec=spec,
-            towers=towers,
-            ranker=ranker,
-            items=to_table(items, Item),
-            popularity=popularity,
-            matrix=matrix,
-            index=VectorIndex.build(matrix),
-            data_fingerprint="world",
-            recipe={},
-            metrics={},
-            counts={"events": 0},
-            neighbours=neighbours(matrix),
-            together=together.astype(np.int32) if with_baskets else None,
+            name,
+            Parts(
+                spec=spec,
+                towers=towers,
+                ranker=ranker,
+                items=to_table(items, Item),
+                popularity=popularity,
+                matrix=matrix,
+                index=VectorIndex.build(matrix),
+                neighbours=neighbours(matrix),
+                together=together.astype(np.int32) if with_baskets else None,
+            ),
+            Provenance(data_fingerprint="world", counts={"events": 0}),
         )
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -12,9 +12,10 @@ from scipy.sparse import csr_matrix
 
 from embeddings.errors import InputError
 from training import baselines
-from training.baselines import BASELINES, EASE, ItemKNN, Popularity, RecentPopularity, top_rows
+from training.baselines import EASE, ItemKNN, Popularity, RecentPopularity, top_rows
 from training.metrics import score
 
+BASELINES = (Popularity, RecentPopularity, ItemKNN, EASE)
 PERSONALISED = [baseline for baseline in BASELINES if not issubclass(baseline, Popularity)]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from embeddings.bundle import build_towers
 from embeddings.bundle_reader import open_bundle
-from embeddings.bundle_writer import write_bundle
+from embeddings.bundle_writer import Parts, Provenance, write_bundle
 from embeddings.errors import BundleError, NotFound
 from embeddings.features import FeatureSpec
 from embeddings.index import VectorIndex
@@ -51,19 +51,23 @@ def write(releases: Path, name: str = "one", *, ranker: bool = True, spoil: str 
         matrix[3, 3] = np.nan
     return write_bundle(
         releases,
-        name=name,
-        spec=spec,
-        towers=towers,
-        ranker=model,
-        items=to_table(ITEMS, Item),
-        popularity=np.arange(2.0 * len(ITEMS)).reshape(-1, 2),
-        matrix=matrix,
-        index=index,
-        data_fingerprint="data",
-        recipe={"towers": {"dim": 8}},
-        metrics={"two_tower": {"ndcg@10": 0.5}},
-        counts={"events": 12},
-        overridden=["a reason"],
+        name,
+        Parts(
+            spec=spec,
+            towers=towers,
+            ranker=model,
+            items=to_table(ITEMS, Item),
+            popularity=np.arange(2.0 * len(ITEMS)).reshape(-1, 2),
+            matrix=matrix,
+            index=index,
+        ),
+        Provenance(
+            data_fingerprint="data",
+            recipe={"towers": {"dim": 8}},
+            metrics={"two_tower": {"ndcg@10": 0.5}},
+            counts={"events": 12},
+            overridden=["a reason"],
+        ),
     )
 
 

@@ -39,7 +39,7 @@ def _worker(rank: int, size: int, folder: str, body: Callable[[Group], Any]) -> 
         "gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=120)
     )
     torch.set_num_threads(1)
-    torch.save(body(Workers()), f"{folder}/{rank}.pt")
+    torch.save(body(Workers(torch.device("cpu"))), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -94,6 +94,16 @@ def test_workers_exchange_what_they_should(tmp_path: Path) -> None:
         assert one["loss"] == (7.5, 4)
         assert one["any"] == (True, False)
         assert one["agree"] == {"ndcg@10": 0.0}
+
+
+def test_a_flag_is_exchanged_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchanged: list[str] = []
+    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda flag, op: exchanged.append(flag.device.type))
+    with pytest.raises(RuntimeError, match="meta"):  # it has no value to be read
+        Workers(torch.device("meta")).any(True)
+    assert exchanged == ["meta"]
 
 
 def test_two_workers_learn_what_one_learns(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from embeddings.schema import EVENTS, Item
 from tests.histories import START, Touch, dataset
 from training.dataset import Dataset, Targets, first_touches, leave_last_out, leave_share_out, temporal
 
-KINDS = {"view": EventKind(), "buy": EventKind(weight=5), "skip": EventKind(weight=0, positive=False)}
+KINDS = {"view": EventKind(), "buy": EventKind(weight=5), "skip": EventKind(weight=-1, positive=False)}
 
 
 def crowd(people: int = 30, seed: int = 0) -> Dataset:
@@ -57,6 +57,22 @@ def test_what_is_about_contents_is_nothing_to_learn_from() -> None:
     assert data.items.ids(data.rows) == ["a", "b", "b"]
     with pytest.raises(DataError, match="no events"):
         dataset({"ann": "content:hero"})
+
+
+def test_impressions_before_clicks_change_nothing() -> None:
+    clicks: dict[str, list[Touch]] = {
+        f"u{person}": [(f"i{(person + place) % 9}", "click", place) for place in range(5)] for person in range(8)
+    }
+    shown = {
+        name: [one for item, kind, hour in touches for one in ((item, "impression", hour - 0.01), (item, kind, hour))]
+        for name, touches in clicks.items()
+    }
+    shown |= {"watcher": [("never touched", "impression", 1)]}
+    data = dataset(shown)
+    assert data.fingerprint() == dataset(clicks).fingerprint()
+    assert len(leave_last_out(data).test) == 8
+    with pytest.raises(DataError, match=r"weight 0 \(impression\)"):
+        dataset({"watcher": shown["watcher"]})
 
 
 def test_types_attributes_and_contexts_reach_the_events() -> None:

@@ -24,7 +24,7 @@ from training.dataset import Dataset, leave_last_out
 from training.evaluate import BASELINE_NAMES, ORDER, Evaluation, evaluate
 from training.metrics import Interval
 
-VIEW = {"view": EventKind(), "impression": EventKind(weight=0.0, positive=False)}
+VIEW = {"view": EventKind(), "dislike": EventKind(weight=-3.0, positive=False)}
 CONFIG = RankerConfig(objectives=("view",), hidden=(8,), candidates=10, history=4)
 
 
@@ -38,7 +38,7 @@ def ratings() -> Dataset:
     rng = np.random.default_rng(0)
     histories = {
         f"u{person}": [
-            (f"i{item:02}", "impression" if rng.random() < 0.2 else "view", float(hour))
+            (f"i{item:02}", "dislike" if rng.random() < 0.2 else "view", float(hour))
             for hour, item in enumerate(rng.choice(30, 12, p=np.arange(1, 31) / np.arange(1, 31).sum()))
         ]
         for person in range(40)

@@ -21,7 +21,7 @@ from training.examples import DAY_S, EventCounts, ListMaker, outcomes
 from training.successors import count_successors
 
 FOLLOWS, ALIKE = ([FEATURES.index(name), FEATURES.index(f"{name}_last")] for name in ("follows", "alike"))
-SHOP = {"view": EventKind(), "purchase": EventKind(), "impression": EventKind(weight=0.0, positive=False)}
+SHOP = {"view": EventKind(), "purchase": EventKind(), "dislike": EventKind(weight=-3.0, positive=False)}
 
 
 def random_world(seed: int = 0) -> Dataset:
@@ -29,7 +29,7 @@ def random_world(seed: int = 0) -> Dataset:
     histories: dict[str, list[Touch]] = {
         f"u{person}": sorted(
             (
-                (f"i{rng.integers(12)}", str(rng.choice(["view", "purchase", "impression"])), float(rng.integers(2000)))
+                (f"i{rng.integers(12)}", str(rng.choice(["view", "purchase", "dislike"])), float(rng.integers(2000)))
                 for _ in range(25)
             ),
             key=lambda touch: touch[2],
@@ -68,7 +68,7 @@ def test_a_release_carries_the_counts_after_the_last_event() -> None:
 
 
 def test_counts_without_a_positive_event_are_zero() -> None:
-    data = dataset({"ann": [("a", "impression", 0), ("b", "impression", 1)]}, event_types=SHOP)
+    data = dataset({"ann": [("a", "dislike", 0), ("b", "dislike", 1)]}, event_types=SHOP)
     assert EventCounts(data).at_the_end().tolist() == [[0, 0], [0, 0]]
 
 

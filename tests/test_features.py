@@ -96,6 +96,21 @@ def test_a_constant_number_does_not_divide_by_zero() -> None:
     assert np.isfinite(FeatureSpec.fit(items).item_features(items).numbers).all()
 
 
+def test_numbers_that_differ_by_rounding_are_one_number() -> None:
+    items = [Item(item_id=str(at), price=0.1) for at in range(7)]
+    found = FeatureSpec.fit(items)
+    assert found.numbers[0].scale == 1.0
+    numbers = found.item_features([*items, Item(item_id="dearer", price=0.3)]).numbers
+    assert numbers[:, 0].tolist() == pytest.approx([0.0] * 7 + [0.2])
+
+
+def test_numbers_beyond_all_bounds_leave_the_others_finite() -> None:
+    values = (1e200, -1e200, 1.0)
+    items = [Item(item_id=str(at), attributes={"size": value}) for at, value in enumerate(values)]
+    numbers = FeatureSpec.fit(items).item_features(items).numbers
+    assert numbers[:, 0].tolist() == pytest.approx([1.5**0.5, -(1.5**0.5), 0.0])
+
+
 def test_words_are_lower_case_unique_and_bounded() -> None:
     assert len(word_buckets(ITEMS[3], 1_000_003)) == 1
     assert word_buckets(Item(item_id="9", title="ÉTÉ"), 97) == word_buckets(Item(item_id="9", title="été"), 97)
@@ -124,6 +139,9 @@ def test_event_types() -> None:
     assert found.event_row("never heard of") == 0
     assert found.positive_types() == ("view",)
     assert not found.event_kind("never heard of").positive
+    kinds = {"seen": EventKind(weight=0, positive=False), "hide": EventKind(weight=-1), "view": EventKind()}
+    told = FeatureSpec(event_types=kinds).telling
+    assert [told(name) for name in ("seen", "hide", "view", "never heard of")] == [False, True, True, True]
     with pytest.raises(InputError, match="did you mean 'view'"):
         found.require_event_type("vew", field="event_type")
 

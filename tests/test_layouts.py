@@ -413,3 +413,103 @@ def test_the_person_is_read_and_encoded_once_for_all_shelves(patient: Engine, mo
         monkeypatch.setattr(owner, name, counted)
     assert len(open_page(patient).slots) >= 4
     assert calls == {"encode_user": 1, "read": 1}
+
+
+def put_page(client: TestClient, slots: list[dict[str, Any]], name: str = "home", **fields: Any) -> None:  # noqa: F811
+    body = {"exploration": 0.0, "stickiness": 0.0, "slots": slots} | fields
+    assert client.put(f"/v1/layouts/{name}", json=body).status_code == 200
+
+
+def get_page(client: TestClient, user: str = "ann", **fields: Any) -> dict[str, list[str]]:  # noqa: F811
+    """Items by slot."""
+    reply = client.post("/v1/pages", json={"user_id": user} | fields)
+    assert reply.status_code == 200, reply.text
+    return {slot["id"]: [one["item_id"] for one in slot.get("items", [])] for slot in reply.json()["slots"]}
+
+
+def test_pinned_shelves_are_counted_first_over_http(client: TestClient) -> None:  # noqa: F811
+    client.post("/v1/events", json=view("g2-3"))
+    trending, for_you, begun = HOME
+    put_page(client, [for_you, trending | {"pinned": True}], max_shelves=1)
+    assert list(get_page(client)) == ["trending"]
+    put_page(client, [begun | {"pinned": True}, for_you, trending | {"pinned": True}], max_shelves=2)
+    assert list(get_page(client)) == ["continue", "trending"]
+    # A pin that nothing comes of keeps nobody else away, wherever it stands.
+    assert list(get_page(client, "nobody")) == ["for_you", "trending"]
+    put_page(client, [for_you, trending, begun | {"pinned": True}], max_shelves=1)
+    assert list(get_page(client)) == ["continue"]
+    assert list(get_page(client, "nobody")) in (["for_you"], ["trending"])
+
+
+def test_what_an_alert_or_a_content_names_is_on_no_shelf(client: TestClient) -> None:  # noqa: F811
+    earlier = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
+    for item in ("g1-3", "g1-5"):
+        client.post("/v1/events", json=view(item, event_type="cart", timestamp=earlier))
+    look = [{"id": "a", "payload": {"title": "A look", "items": ["g1-7", {"item_id": "g1-8"}, "zz", 3]}}]
+    left = {"variants": [{"id": "a", "payload": {"title": "Your cart"}}], "trigger": {"type": "cart_abandonment"}}
+    assert client.put("/v1/contents/look", json={"variants": look}).status_code == 200
+    assert client.put("/v1/contents/left", json=left).status_code == 200
+    shelf = {"id": "for_you", "type": "shelf", "placement": "for_you", "max_items": 20}
+    put_page(client, [shelf])
+    named = {"g1-3", "g1-5", "g1-7", "g1-8"}
+    assert set(get_page(client)["for_you"]) >= named
+    tab = {"id": "tab", "type": "tile", "title": "Account"}
+    alert = {"id": "note", "type": "alert", "pinned": True}
+    put_page(client, [alert, tab, shelf, {"id": "look", "type": "content", "content": "look"}])
+    page = client.post("/v1/pages", json={"user_id": "ann"}).json()
+    note, account, items, shown = page["slots"]
+    assert [one["item_id"] for one in note["content"]["items"]] == ["g1-5", "g1-3"]
+    assert (note["pinned"], account["title"], shown["content"]["payload"]) == (True, "Account", look[0]["payload"])
+    assert named.isdisjoint(one["item_id"] for one in items["items"])
+    assert len(items["items"]) == 20
+    assert set(get_page(client)["for_you"]) >= {"g1-3", "g1-5"}, "an alert that was told is not told again"
+
+
+def test_the_page_of_the_cart_proposes_nothing_that_lies_in_it(client: TestClient) -> None:  # noqa: F811
+    for item, kind in (("g0-2", "purchase"), ("g0-2", "purchase"), ("g0-4", "cart"), ("g0-6", "cart")):
+        client.post("/v1/events", json=view(item, event_type=kind))
+    assert get_page(client)["continue"] == ["g0-6", "g0-4"]
+    page = get_page(client, page="cart")
+    assert page["buy_again"] == ["g0-2"]
+    assert {"g0-4", "g0-6"}.isdisjoint(page["for_you"])
+    for item, kind in (("g0-2", "cart"), ("g0-4", "remove_from_cart")):
+        client.post("/v1/events", json=view(item, event_type=kind))
+    page = get_page(client, page="cart")
+    assert "buy_again" not in page
+    assert "g0-4" in page["for_you"]
+
+
+def test_everybodys_page_is_the_same_for_all_over_http(client: TestClient) -> None:  # noqa: F811
+    put_page(client, HOME)
+    client.post("/v1/events", json=view("g2-3"))
+    page = get_page(client, personalized=False)
+    assert set(page) == {"trending", "for_you"}
+    assert page == get_page(client, "nobody", personalized=False)
+    assert page != get_page(client)
+
+
+def test_an_arm_changes_layout_and_content_of_a_page_over_http(client: TestClient) -> None:  # noqa: F811
+    variants = [{"id": name, "payload": {"title": name}} for name in ("plain", "loud")]
+    assert client.put("/v1/contents/hero", json={"variants": variants, "choice": "weights"}).status_code == 200
+    put_page(client, [HOME[1]])
+    put_page(client, [{"id": "top", "type": "content", "content": "hero"}, HOME[1]], name="other")
+    arms = [{"id": "old"}, {"id": "new", "layouts": {"home": "other"}, "contents": {"hero": {"loud": 1.0}}}]
+    assert client.put("/v1/experiments/loud", json={"arms": arms, "state": "running"}).status_code == 200
+    seen: Counter[str] = Counter()
+    for n in range(16):
+        page = client.post("/v1/pages", json={"user_id": f"u{n}"}).json()
+        arm = page["experiment"]["loud"]
+        seen[arm] += 1
+        assert [slot["id"] for slot in page["slots"]] == (["for_you"] if arm == "old" else ["top", "for_you"])
+        if arm == "new":
+            assert page["slots"][0]["content"]["variant"] == "loud"
+    assert set(seen) == {"old", "new"}
+
+
+def test_devices_of_one_person_see_one_order(client: TestClient) -> None:  # noqa: F811
+    put_page(client, HOME, exploration=1.0)
+    devices = [f"device-{n}" for n in range(8)]
+    for device in devices:
+        client.post("/v1/events", json=view("g2-3", user_id=device))
+        assert client.put(f"/v1/users/ann/aliases/{device}").is_success
+    assert len({tuple(get_page(client, device)) for device in devices}) == 1

@@ -47,6 +47,7 @@ GOOD = {
     "two_tower": {"recall@10": 0.3, "ndcg@10": 0.2},
     "retrieval_held_out": {"recall@10": 0.3, "ndcg@10": 0.2},
     "ranker_held_out": {"recall@10": 0.3, "ndcg@10": 0.2},
+    "ranker_gain": {"mean": 0.0, "low": 0.0, "high": 0.0},
 }
 
 
@@ -74,6 +75,8 @@ def test_a_good_run_is_published_as_it_is(world: TrainedRun, tmp_path: Path) -> 
     assert bundle.manifest.recipe["towers"]["dim"] == 16
     assert bundle.manifest.recipe["seed"] == 0
     assert bundle.manifest.metrics["two_tower"] == published.figures["two_tower"]
+    assert world.about.report is not None
+    assert bundle.manifest.metrics["ranker_held_out"] == world.about.report["ranker"]
     assert bundle.manifest.counts == {"events": len(world.data), "items": 120, "users": habits.PEOPLE}
     assert bundle.manifest.data_fingerprint == world.data.fingerprint()
     np.testing.assert_array_equal(bundle.popularity[:, 0], np.bincount(world.data.rows, minlength=120))
@@ -203,8 +206,10 @@ def test_every_gate_by_itself() -> None:
             assert reason.startswith(f"{metric} of two_tower is")
             assert other in reason
     worse = GOOD | {"ranker_held_out": {"recall@10": 0.9, "ndcg@10": 0.19}}
-    (reason,) = failed_gates(worse, index_recall=1.0, has_ranker=True)
-    assert reason == "held-out ndcg@10 of the ranker is 0.1900, below the retrieval order at 0.2000"
+    by_chance, surely = ({"mean": -0.01, "low": -0.03, "high": high} for high in (0.01, -0.001))
+    assert failed_gates(worse | {"ranker_gain": by_chance}, index_recall=1.0, has_ranker=True) == []
+    (reason,) = failed_gates(worse | {"ranker_gain": surely}, index_recall=1.0, has_ranker=True)
+    assert reason.startswith("held-out ndcg@10 of the ranker is 0.1900, below the retrieval order at 0.2000 by more")
     unknown = GOOD | {"two_tower": {"recall@10": math.nan, "ndcg@10": math.nan}}
     assert len(failed_gates(unknown, index_recall=math.nan, has_ranker=True)) == 5
     assert len(failed_gates({}, index_recall=1.0, has_ranker=True)) == 2

@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 from embeddings.bundle_reader import open_bundle
-from embeddings.bundle_writer import write_bundle
+from embeddings.bundle_writer import Parts, Provenance, write_bundle
 from embeddings.errors import BundleError
 from embeddings.manifest import PARTS
 from embeddings.releases import point_to
@@ -288,19 +288,18 @@ def publish(releases: Path) -> None:
     assert bundle.paces is None
     write_bundle(
         releases,
-        name="with",
-        spec=bundle.spec,
-        towers=bundle.towers,
-        ranker=bundle.ranker,
-        items=bundle.items.table,
-        popularity=bundle.popularity,
-        matrix=bundle.matrix,
-        index=bundle.index,
-        data_fingerprint="world",
-        recipe={},
-        metrics={},
-        counts={},
-        paces=paces_table(),
+        "with",
+        Parts(
+            spec=bundle.spec,
+            towers=bundle.towers,
+            ranker=bundle.ranker,
+            items=bundle.items.table,
+            popularity=bundle.popularity,
+            matrix=bundle.matrix,
+            index=bundle.index,
+            paces=paces_table(),
+        ),
+        Provenance(data_fingerprint="world"),
     )
     point_to(releases, "with")
 

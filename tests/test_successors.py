@@ -15,7 +15,7 @@ from tests.test_pipeline import ask, do, ids
 from training.dataset import Dataset, leave_last_out
 from training.successors import count_successors
 
-VIEW = {"view": EventKind(), "impression": EventKind(weight=0.0, positive=False)}
+VIEW = {"view": EventKind(), "dislike": EventKind(weight=-3.0, positive=False)}
 
 
 def everything(data: Dataset) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_what_comes_sooner_is_closer_and_what_is_everywhere_less_so() -> None:
 
 def test_only_known_and_positive_events_count() -> None:
     data = dataset(
-        {"ann": [("a", "view", 0), ("b", "impression", 1), ("c", "view", 2), ("d", "view", 3), ("e", "view", 4)]},
+        {"ann": [("a", "view", 0), ("b", "dislike", 1), ("c", "view", 2), ("d", "view", 3), ("e", "view", 4)]},
         event_types=VIEW,
     )
     found = count_successors(data, leave_last_out(data).train, width=4, reach=3)  # d and e are held out

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Final, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Final, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,18 +31,6 @@ SWEEP: Final = 512
 """Items that one step of EASE's inversion treats together."""
 
 DAY_S: Final = 86_400.0
-
-
-class Baseline(Protocol):
-    """What evaluation asks of a baseline."""
-
-    name: str
-
-    def fit(self, train: Sparse, times: npt.ArrayLike | None = None) -> Self:
-        """Learn from weights [U, N]; `times` are seconds, one for each stored weight, in the order of `train.data`."""
-
-    def rank(self, histories: Sparse, k: int, *, exclude: Sparse | None = None) -> Rows:
-        """Return the k best rows [Q, K] for histories [Q, N], without the non-zero entries of `exclude` [Q, N]."""
 
 
 class _Scoring(ABC):
@@ -202,10 +190,6 @@ class EASE(_Scoring):
         scores_CN: Floats = np.asarray(histories @ self._weights_NN, dtype=np.float32)
         scores_CN[scores_CN == 0] = -np.inf  # nothing in the history bears on the item; a negative score does
         return scores_CN
-
-
-BASELINES: Final[tuple[type[_Scoring], ...]] = (Popularity, RecentPopularity, ItemKNN, EASE)
-"""Every baseline, in the order of the report; each can be made without arguments."""
 
 
 def top_rows(scores_CN: Floats, k: int) -> Rows:

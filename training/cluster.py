@@ -30,6 +30,7 @@ from embeddings.errors import ConfigError, TrainingError
 from training.about import LOG, Source
 from training.config import Config, Run
 from training.dataset import Dataset, Split
+from training.device import pick_device
 from training.group import Workers
 from training.loop import Progress, Trained, train
 from training.runs import build_dataset, make_split
@@ -123,7 +124,7 @@ def _work(asked: dict[str, Any]) -> None:
     tables = {name: _table(name, schema) for name, schema in asked["schemas"].items()}
     data = build_dataset(tables["events"], tables["items"], tables["users"], config=config)
     resumed = run.model_copy(update={"resume": True})
-    train(data, make_split(data, config), config, resumed, start=asked["start"], group=Workers())
+    train(data, make_split(data, config), config, resumed, start=asked["start"], group=Workers(pick_device(run.device)))
 
 
 def _table(name: str, schema: pa.Schema) -> pa.Table:

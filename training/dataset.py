@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embeddings.errors import DataError, InputError
-from embeddings.features import EventKind, FeatureSpec, Ints
+from embeddings.features import DEFAULT_EVENT_TYPES, EventKind, FeatureSpec, Ints
 from embeddings.ids import IdMap
 from embeddings.schema import ABOUT_CONTENT, EVENTS, ITEMS, Item, from_table, to_table
 
@@ -130,12 +130,10 @@ def load(
 ) -> Dataset:
     """Build a data set from tables of the schema; items that only events name get a bare row behind the catalogue.
 
-    Events that are about contents are left out: a banner is nothing to recommend.
+    Events that are about contents are left out: a banner is nothing to recommend. So are those of types that say nothing
+    about a taste: who was shown an item has not touched it. Raises `DataError` where no event is left.
     """
-    events = events.select(EVENTS.names)
-    events = events.filter(pc.invert(pc.starts_with(events["item_id"], ABOUT_CONTENT)))
-    if not events.num_rows:
-        raise DataError("there are no events to learn from")
+    events = _worth_reading(events.select(EVENTS.names), event_types or DEFAULT_EVENT_TYPES)
     item_table = _complete_catalogue(events, items)
     item_map = IdMap(item_table["item_id"].to_pylist())
     user_map = IdMap(pc.unique(events["user_id"]).sort().to_pylist())
@@ -270,6 +268,16 @@ def _between(data: Dataset, starts: Ints, stops: Ints) -> Targets:
         bounds=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         rows=data.rows[places],
     )
+
+
+def _worth_reading(events: pa.Table, event_types: Mapping[str, EventKind]) -> pa.Table:
+    events = events.filter(pc.invert(pc.starts_with(events["item_id"], ABOUT_CONTENT)))
+    kinds, found = FeatureSpec(event_types=dict(event_types)), pc.unique(events["event_type"]).to_pylist()
+    telling = [name for name in found if kinds.telling(name)]
+    if not telling:
+        idle = f": their types have weight 0 ({', '.join(sorted(found))})" if found else ""
+        raise DataError(f"there are no events to learn from{idle}")
+    return events.filter(pc.is_in(events["event_type"], pa.array(telling, pa.string())))
 
 
 def _complete_catalogue(events: pa.Table, items: pa.Table | None) -> pa.Table:

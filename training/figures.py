@@ -26,9 +26,6 @@ TONES: Final = {
     "two_tower": "towers",
     "ranker": "ours",
 }
-GROUPS: Final = 9
-"""Colours of a map: eight groups and the rest."""
-
 ROW_PX: Final = 34
 
 

@@ -44,9 +44,13 @@ class Group:
 
 
 class Workers(Group):
-    """One process among others, as `torch.distributed` knows them."""
+    """One process among others, as `torch.distributed` knows them; `device` is where its model is.
 
-    def __init__(self) -> None:
+    Everything that is exchanged lies there: NCCL takes nothing else.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def share(self, windows: Ints) -> Ints:
@@ -94,7 +98,7 @@ class Workers(Group):
 
     def any(self, here: bool) -> bool:
         """Whether something is so at any worker."""
-        flag = torch.tensor([float(here)])
+        flag = torch.tensor([float(here)], device=self.device)
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
         return bool(flag.item())
 

@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from embeddings.errors import InputError, unknown_name
 from embeddings.ids import UNKNOWN, Rows
@@ -83,56 +82,36 @@ def hits(ranked: Rows, relevant: Relevance, *, k: int) -> Hits:
     return found_QK
 
 
-def recall(ranked: Rows, relevant: Relevance, *, k: int) -> Values:
-    """Share of the relevant rows among the first k, [Q]; the denominator is their number, also where that exceeds k."""
-    return _score("recall", ranked, relevant, k)
-
-
-def ndcg(ranked: Rows, relevant: Relevance, *, k: int) -> Values:
-    """Binary NDCG@k, [Q], gains discounted by log2(place + 1) (Järvelin and Kekäläinen 2002).
-
-    The ideal list has k places: its gain is that of min(k, number of relevant rows) places.
-    """
-    return _score("ndcg", ranked, relevant, k)
-
-
-def mrr(ranked: Rows, relevant: Relevance, *, k: int) -> Values:
-    """Reciprocal of the first relevant place among the first k, 0 if there is none, [Q]."""
-    return _score("mrr", ranked, relevant, k)
-
-
-def average_precision(ranked: Rows, relevant: Relevance, *, k: int) -> Values:
-    """Precision at each relevant place among the first k, summed, divided by the number of relevant rows, [Q] (MAP@k)."""
-    return _score("map", ranked, relevant, k)
-
-
-def hit_rate(ranked: Rows, relevant: Relevance, *, k: int) -> Values:
-    """1 where at least one of the first k rows is relevant, else 0, [Q]."""
-    return _score("hit_rate", ranked, relevant, k)
-
-
 def _recall(hits_QK: Hits, counts_Q: Counts, k: int) -> Values:
+    """Share of the relevant rows among the first k, [Q]; the denominator is their number, also where that exceeds k."""
     return np.asarray(hits_QK.sum(axis=1) / counts_Q)
 
 
 def _ndcg(hits_QK: Hits, counts_Q: Counts, k: int) -> Values:
+    """Binary NDCG@k, [Q], gains discounted by log2(place + 1) (Järvelin and Kekäläinen 2002).
+
+    The ideal list has k places: its gain is that of min(k, number of relevant rows) places.
+    """
     gains = 1 / np.log2(np.arange(k) + 2)
     ideal = np.concatenate([[0.0], np.cumsum(gains)])
     return np.asarray((hits_QK @ gains[: hits_QK.shape[1]]) / ideal[np.minimum(counts_Q, k)])
 
 
 def _mrr(hits_QK: Hits, counts_Q: Counts, k: int) -> Values:
+    """Reciprocal of the first relevant place among the first k, 0 if there is none, [Q]."""
     reciprocal_QK: Values = hits_QK / (np.arange(hits_QK.shape[1]) + 1)
     best_Q: Values = reciprocal_QK.max(axis=1, initial=0.0)
     return best_Q
 
 
 def _map(hits_QK: Hits, counts_Q: Counts, k: int) -> Values:
+    """Precision at each relevant place among the first k, summed, divided by the number of relevant rows, [Q] (MAP@k)."""
     precision_QK = np.cumsum(hits_QK, axis=1) / (np.arange(hits_QK.shape[1]) + 1)
     return np.asarray((precision_QK * hits_QK).sum(axis=1) / counts_Q)
 
 
 def _hit_rate(hits_QK: Hits, counts_Q: Counts, k: int) -> Values:
+    """1 where at least one of the first k rows is relevant, else 0, [Q]."""
     return np.asarray(hits_QK.any(axis=1), dtype=np.float64)
 
 
@@ -143,10 +122,6 @@ RANKING_METRICS: Final[Mapping[str, Callable[[Hits, Counts, int], Values]]] = {
     "map": _map,
     "hit_rate": _hit_rate,
 }
-
-
-def _score(name: str, ranked: Rows, relevant: Relevance, k: int) -> Values:
-    return score(ranked, relevant, k=[k], metrics=[name]).per_query[f"{name}@{k}"]
 
 
 def score(
@@ -258,11 +233,6 @@ def gini(ranked: Rows, *, items: int, k: int) -> float:
     return float(((2 * place_N - items - 1) * exposure_N).sum() / (items * total))
 
 
-def average_popularity(ranked: Rows, popularity: npt.ArrayLike, *, k: int) -> Values:
-    """Mean popularity of the listed rows, [Q] (ARP, Yin et al. 2012); NaN for an empty list."""
-    return _mean_listed(np.asarray(popularity, dtype=np.float64), _top(ranked, k))
-
-
 def novelty(ranked: Rows, popularity: npt.ArrayLike, *, users: int, k: int) -> Values:
     """Mean self-information of the listed rows in bits, [Q]: -log2 of the share of users who know the item.
 
@@ -359,17 +329,6 @@ def log_loss(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return _mean(-np.log(likely_P))
 
 
-def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Probability that a label 1 scores above a label 0, ties counting half (Mann and Whitney 1947); NaN with one label."""
-    score_P, label_P = _predictions(scores, labels, probabilities=False)
-    positive = int(label_P.sum())
-    negative = len(label_P) - positive
-    if not positive or not negative:
-        return float("nan")
-    rank_sum = rankdata(score_P)[label_P].sum()
-    return float((rank_sum - positive * (positive + 1) / 2) / (positive * negative))
-
-
 def expected_calibration_error(probabilities: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 10) -> float:
     """Mean gap between predicted and observed frequency over bins of equal width, weighted by size (Naeini et al. 2015)."""
     probability_P, label_P = _predictions(probabilities, labels)
@@ -382,13 +341,12 @@ def expected_calibration_error(probabilities: npt.ArrayLike, labels: npt.ArrayLi
     return float(np.abs(gaps).sum() / len(label_P))
 
 
-def _predictions(values: npt.ArrayLike, labels: npt.ArrayLike, *, probabilities: bool = True) -> tuple[Values, Hits]:
+def _predictions(values: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, Hits]:
     value_P, label_P = np.asarray(values, dtype=np.float64), np.asarray(labels)
     if value_P.ndim != 1 or value_P.shape != label_P.shape:
         raise InputError(f"{value_P.shape} predictions, {label_P.shape} labels: must be of one length", field="labels")
     if not np.isin(label_P, (0, 1)).all():
         raise InputError("labels must be 0 or 1", field="labels")
-    if not np.isfinite(value_P).all() or (probabilities and ((value_P < 0) | (value_P > 1)).any()):
-        allowed = "lie between 0 and 1" if probabilities else "be finite"
-        raise InputError(f"predictions must {allowed}", field="probabilities" if probabilities else "scores")
+    if not ((value_P >= 0) & (value_P <= 1)).all():
+        raise InputError("predictions must lie between 0 and 1", field="probabilities")
     return value_P, label_P.astype(np.bool_)

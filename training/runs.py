@@ -145,26 +145,50 @@ def train_run(
     if not run.resume:  # what is resumed is the same training: its files stay true until the new ones replace them
         _clear(folder, CHECKPOINT, LOG, MLFLOW)
         shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
-    options = run.model_copy(update={"checkpoints": folder})
-    moved = None
-    if origin is not None:
-        with seeded(run, torch.device("cpu")):
-            moved = transplant(origin, build_towers(config.towers, data.spec, items=len(data.items)), data)
+    moved = _moved(origin, data, config, run)
     with tracking(folder) as tracker:
-        start = moved.weights if moved else None
-        trained = trainer(data, split, config, options, start=start, progress=_follow(folder, config, say, tracker))
+        trained = trainer(
+            data,
+            split,
+            config,
+            run.model_copy(update={"checkpoints": folder}),
+            start=moved.weights if moved else None,
+            progress=_follow(folder, config, say, tracker),
+        )
         tracker.outcome(config, trained.validation)
     with seeded(run, torch.device("cpu")):
         fitted = train_ranker(data, split, trained.towers, config, seed=run.seed, say=say)
-    _clear(folder)
-    _write(folder / CONFIG, config.model_dump_json(indent=1))
-    _write(folder / FEATURES, data.spec.model_dump_json(indent=1))
-    _write(folder / ITEMS, json.dumps(data.items.all))
-    _save(trained.towers, folder / TOWERS)
-    if fitted is not None:
-        _save(fitted.ranker, folder / RANKER)
-        _log(folder, {"ranker": dataclasses.asdict(fitted.report)})
-    about = About(
+    found = TrainedRun(
+        folder=folder,
+        about=_about(source, data, run, trained, fitted, origin, moved),
+        config=config,
+        data=data,
+        split=split,
+        towers=trained.towers,
+        ranker=fitted.ranker if fitted else None,
+    )
+    _keep(found)
+    return found
+
+
+def _moved(origin: Origin | None, data: Dataset, config: Config, run: Run) -> Transplant | None:
+    """The weights to begin with, if there is something to begin with."""
+    if origin is None:
+        return None
+    with seeded(run, torch.device("cpu")):
+        return transplant(origin, build_towers(config.towers, data.spec, items=len(data.items)), data)
+
+
+def _about(
+    source: Source,
+    data: Dataset,
+    run: Run,
+    trained: Trained,
+    fitted: Fitted | None,
+    origin: Origin | None,
+    moved: Transplant | None,
+) -> About:
+    return About(
         finished_at=datetime.now(UTC),
         source=source,
         fingerprint=data.fingerprint(),
@@ -181,16 +205,20 @@ def train_run(
         cold=origin.cold if origin else effort(trained.history, trained.best_epoch),
         warm_start=_warm_start(origin, moved, trained) if origin and moved else None,
     )
-    _write(folder / DONE, about.model_dump_json(indent=1))
-    return TrainedRun(
-        folder=folder,
-        about=about,
-        config=config,
-        data=data,
-        split=split,
-        towers=trained.towers,
-        ranker=fitted.ranker if fitted else None,
-    )
+
+
+def _keep(run: TrainedRun) -> None:
+    """Write the files of a run in place of older ones, the one that says that it is finished last."""
+    folder = run.folder
+    _clear(folder)
+    _write(folder / CONFIG, run.config.model_dump_json(indent=1))
+    _write(folder / FEATURES, run.data.spec.model_dump_json(indent=1))
+    _write(folder / ITEMS, json.dumps(run.data.items.all))
+    _save(run.towers, folder / TOWERS)
+    if run.ranker is not None:
+        _save(run.ranker, folder / RANKER)
+        _log(folder, {"ranker": run.about.report})
+    _write(folder / DONE, run.about.model_dump_json(indent=1))
 
 
 def open_run(folder: Path) -> TrainedRun:

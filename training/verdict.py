@@ -117,8 +117,15 @@ def _of_training(found: Findings) -> Iterator[str]:
         yield f"The best epoch is the last of {epochs}: the towers were still improving, a longer training would pay."
     if about.skipped:
         yield f"{about.skipped} updates would not have been finite and were not made."
-    if about.report and about.report["note"]:
+    if not about.report:
+        return
+    if about.report["note"]:
         yield f"The ranking model keeps the retrieval order: {about.report['note']}."
+    elif about.report["held_out"] < FEW:
+        yield (
+            f"Only {about.report['held_out']} people were held out to choose the ranking model by: what they say of it "
+            "is mostly chance."
+        )
 
 
 def _of_data(found: Findings) -> Iterator[str]:

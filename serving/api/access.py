@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from serving.api.errors import RESPONSES, error_response
-from serving.api.pages import SWAGGER
+from serving.api.static import SWAGGER
 from serving.browser import PATH as SCRIPT
 from serving.console import files
 from serving.policy.compiled import KINDS

@@ -23,25 +23,25 @@ from serving.api import (
     gorse,
     items,
     lab,
+    pages,
     previews,
     recommendations,
     releases,
     replenishment,
     segments,
-    surfaces,
     system,
     users,
 )
 from serving.api.access import Access, describe
 from serving.api.guard import Guard
-from serving.api.pages import add_console, add_documentation, add_script
 from serving.api.patience import Patience
+from serving.api.static import add_console, add_documentation, add_script
 from serving.replica.engine import Engine
 from serving.store import Keyring
 
 ROUTERS = (
     recommendations.router,
-    surfaces.router,
+    pages.router,
     previews.router,
     contents.router,
     events.router,

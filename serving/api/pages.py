@@ -1,100 +1,101 @@
-"""Pages: console and documentation, each under a content security policy of its own, and the script that others load."""
+"""Pages: whole pages in one call."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Mapping
-from importlib.resources import files as resources
-from pathlib import Path
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI
-from starlette._utils import get_route_path
-from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.responses import Response
 
-from serving.browser import PATH as SCRIPT
-from serving.browser import script
-from serving.console import files
-
-EDGES = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-CONSOLE_POLICY = f"default-src 'self'; {EDGES}"
-
-SWAGGER: Mapping[str, str] = {
-    "/docs/swagger-ui.css": "text/css; charset=utf-8",
-    "/docs/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
-}
-"""Paths of Swagger UI with their content types. The files come with a package, so that the page works without a network."""
-
-START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true});'
-DOCUMENTATION = f"""<!doctype html>
-<html lang="en">
-<head>
-  <meta charset="utf-8">
-  <meta name="viewport" content="width=device-width, initial-scale=1">
-  <title>Bespoke: the API</title>
-  <link rel="icon" href="data:,">
-  <link rel="stylesheet" href="docs/swagger-ui.css">
-</head>
-<body>
-  <div id="swagger-ui"></div>
-  <script src="docs/swagger-ui-bundle.js"></script>
-  <script>{START}</script>
-</body>
-</html>
-"""
-# People type keys into this page: nothing that it loads or sends leaves the service.
-DOCUMENTATION_POLICY = (
-    "default-src 'none'; connect-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self' "
-    f"'sha256-{base64.b64encode(hashlib.sha256(START.encode()).digest()).decode()}'; {EDGES}"
-)
+from embeddings.schema import Id
+from serving.api.errors import documented, json_response
+from serving.api.fields import Body, Context, Deadline, Exclude, Explain, Fields
+from serving.api.recommendations import AnchorOut, RecommendedOut, count, encoded_items
+from serving.pages.page import PageAnswer, PageQuery
+from serving.replica.engine import Engine
 
 
-def add_script(api: FastAPI) -> None:
-    """Serve the script for a shop's pages at /bespoke.js; it holds nobody's data, and pages of any origin may load it."""
-    content = script()
-    stamp = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+class PageIn(Body):
+    """A person opens a page; which shelves it has, and what else, is said by the layout of that name."""
 
-    async def asset(request: Request) -> Response:
-        headers = {
-            "cache-control": "public, max-age=300",
-            "etag": stamp,
-            "cross-origin-resource-policy": "cross-origin",
-        }
-        if request.headers.get("if-none-match") == stamp:
-            return Response(status_code=304, headers=headers)
-        return Response(content, headers=headers, media_type="text/javascript; charset=utf-8")
-
-    api.router.add_route(SCRIPT, asset, methods=["GET"], include_in_schema=False)
+    user_id: Id
+    page: Annotated[Id, Field(description="Name of the layout.")] = "home"
+    item_id: Annotated[Id | None, Field(description="The item that the page is about, on a product page.")] = None
+    context: Context = {}
+    exclude: Exclude = []
+    personalized: Annotated[bool, Field(strict=True, description="False gives everybody's page.")] = True
+    explain: Explain = False
+    fields: Fields = False
+    deadline_ms: Deadline = None
 
 
-def add_console(api: FastAPI) -> None:
-    """Serve the console at /console."""
-    pages = files()
+class SlotOut(Body):
+    """One slot of the page, top to bottom; `content` is what was decided for a content or an alert."""
 
-    async def asset(request: Request) -> Response:
-        content, kind = pages[get_route_path(request.scope)]
-        headers = {"content-security-policy": CONSOLE_POLICY, "cache-control": "no-cache"}
-        return Response(content, headers=headers, media_type=kind)
+    id: str
+    type: Literal["shelf", "content", "alert", "tile"]
+    pinned: bool
+    title: str | None
+    placement: str | None = None
+    anchor: AnchorOut | None = None
+    items: list[RecommendedOut] = []
+    content: dict[str, Any] | None = None
+    unserved: dict[str, str] = {}
 
-    for path in pages:
-        api.router.add_route(path, asset, methods=["GET"], include_in_schema=False)
+
+class PageOut(Body):
+    """A page. Positions of items run through all shelves; events echo them with the `recommendation_id` of the page."""
+
+    recommendation_id: str
+    page: str
+    model_version: str
+    policy_version: int
+    experiment: dict[str, str]
+    degraded: list[str]
+    slots: list[SlotOut]
+    trace: dict[str, Any] | None = None
 
 
-def add_documentation(api: FastAPI) -> None:
-    """Serve the documentation at /docs."""
+def router(engine: Engine) -> APIRouter:
+    """Routes of pages."""
+    routes = APIRouter(tags=["pages"])
 
-    async def documentation(_: Request) -> Response:
-        return Response(
-            DOCUMENTATION, headers={"content-security-policy": DOCUMENTATION_POLICY}, media_type="text/html"
-        )
+    @routes.post("/v1/pages", response_model=PageOut, responses=documented(404))
+    async def pages(body: PageIn) -> Response:
+        """Shelves, contents and alerts for one person in one answer: in their order, and no item twice."""
+        found = await engine.page(PageQuery(now=datetime.now(UTC), **dict(body)))
+        count(found)
+        return json_response(encoded(found))
 
-    async def asset(request: Request) -> Response:
-        path = get_route_path(request.scope)
-        headers = {"cache-control": "public, max-age=86400"}
-        return FileResponse(folder / path.rpartition("/")[2], headers=headers, media_type=SWAGGER[path])
+    return routes
 
-    folder = Path(str(resources("fastapi_offline"))) / "static"
-    api.router.add_route("/docs", documentation, methods=["GET"], include_in_schema=False)
-    for path in SWAGGER:
-        api.router.add_route(path, asset, methods=["GET"], include_in_schema=False)
+
+def encoded(found: PageAnswer) -> dict[str, Any]:
+    """The answer as the documented JSON."""
+    slots, above = [], 0
+    for slot in found.slots:
+        one: dict[str, Any] = {"id": slot.id, "type": slot.type, "pinned": slot.pinned, "title": slot.title}
+        if slot.type == "shelf":
+            one |= {"placement": slot.placement, "items": encoded_items(slot.items, above)}
+            above += len(slot.items)
+            if slot.anchor is not None:
+                one["anchor"] = slot.anchor
+            if slot.unserved:
+                one["unserved"] = slot.unserved
+        elif slot.content is not None:
+            one["content"] = slot.content
+        slots.append(one)
+    body: dict[str, Any] = {
+        "recommendation_id": found.recommendation_id,
+        "page": found.page,
+        "model_version": found.model_version,
+        "policy_version": found.policy_version,
+        "experiment": found.experiment,
+        "degraded": found.degraded,
+        "slots": slots,
+    }
+    if found.trace is not None:
+        body["trace"] = found.trace
+    return body

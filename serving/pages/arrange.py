@@ -2,13 +2,13 @@
 
 A part is worth the share of the person's next wishes that it holds: the sum, over its first items, of what the towers'
 softmax gives them. That is one scale for all shelves, however each of them is ordered. An item that two shelves have stays
-on the upper one, and the lower one is filled up from behind.
+on the upper one, one that a content or an alert names stays there, and the other list is filled up from behind.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from embeddings.ids import Rows, bucket
 from serving.pages.page import Page
 from serving.pipeline.fallback import plain_slate
 from serving.pipeline.pipeline import run_section, skip_section
-from serving.policy.layouts import AlertSlot, ContentSlot, Layout, Shelf, Slot, Tile, placeholders
+from serving.policy.layouts import AlertSlot, ContentSlot, Layout, Shelf, Slot, Tile
 from serving.request.work import Work
 
 VISIBLE = 5
@@ -46,24 +46,47 @@ def arrange(page: Page, *, plain: bool = False) -> Page:
     """
     done = copy.copy(page)
     done.values = values(page)
-    order = ordered(page.layout, done.values, whose=page.query.user_id, at=page.query.now)
-    done.shown, done.propensity, done.shelves = [], order.propensity, dict(page.shelves)
-    taken: Rows = np.zeros(0, dtype=np.int64)
-    shelves = 0
-    for slot in sequence(page.layout, order.ids):
+    whose = page.base.profile.user_id or page.query.user_id
+    order = ordered(page.layout, done.values, whose=whose, at=page.query.now)
+    done.propensity = order.propensity
+    share_out(done, sequence(page.layout, order.ids), lambda work, taken: _slated(work, taken, plain=plain))
+    return done
+
+
+def share_out(page: Page, slots: Sequence[Slot], filled: Callable[[Work, Rows], Work]) -> None:
+    """Find what is shown of the slots, in their order; `filled` gives a list its slate without the rows that are taken.
+
+    Taken is what stands above, and what contents and alerts name. Pinned shelves have their room kept; where one of them
+    turns out to be too short while others were passed over for it, the room is shared out again without it.
+    """
+    given = page.shelves
+    kept = {slot.id for slot in slots if isinstance(slot, Shelf) and slot.pinned and slot.id in given}
+    while True:
+        page.shelves, page.shown = dict(given), []
+        room = _shared(page, slots, filled, set(kept))
+        passed_over = any(page.shelves[name] is work for name, work in given.items())
+        if not room or not passed_over:
+            return
+        kept.intersection_update(page.shown)
+
+
+def _shared(page: Page, slots: Sequence[Slot], filled: Callable[[Work, Rows], Work], kept: set[str]) -> int:
+    """One round, with room for the `kept` shelves; returns how many more could have been shown."""
+    taken, room = page.named, page.layout.max_shelves
+    for slot in slots:
         if isinstance(slot, Shelf):
-            if slot.id not in page.shelves or shelves == page.layout.max_shelves:
+            kept.discard(slot.id)
+            if slot.id not in page.shelves or room <= (0 if slot.pinned else len(kept)):
                 continue
-            work = done.shelves[slot.id] = _slated(page.shelves[slot.id], taken, plain=plain)
-            untitled = work.anchor is None and bool(placeholders(slot.template or ""))
-            if len(work.slate) < slot.min_items or untitled:
+            work = page.shelves[slot.id] = filled(page.shelves[slot.id], taken)
+            if not page.shows(slot):
                 continue
             taken = np.concatenate([taken, np.array([place.row for place in work.slate], dtype=np.int64)])
-            shelves += 1
+            room -= 1
         elif isinstance(slot, ContentSlot | AlertSlot) and slot.id not in page.decided:
             continue
-        done.shown.append(slot.id)
-    return done
+        page.shown.append(slot.id)
+    return room
 
 
 def values(page: Page) -> dict[str, float]:

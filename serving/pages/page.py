@@ -13,8 +13,10 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from embeddings.errors import NotFound
+from embeddings.ids import Rows
 from serving.pipeline.pipeline import trace_of
 from serving.policy.layouts import AlertSlot, ContentSlot, Layout, Shelf, Slot, Tile, placeholders
+from serving.request.behaviour import in_cart
 from serving.request.candidates import Candidates
 from serving.request.query import Anchor, Query, Recommended
 from serving.request.work import Place, Work
@@ -136,13 +138,30 @@ class Page:
         stages = [name for work in (self.base, *self.shelves.values()) for name in work.degraded]
         return tuple(dict.fromkeys([*stages, *(slot_name(name) for name in self.left_out)]))
 
+    @property
+    def named(self) -> Rows:
+        """Rows of the items that contents and alerts name under `items`, by id or in objects with an `item_id`."""
+        said = [one for decided in self.decided.values() for one in (decided, decided.get("payload"))]
+        lists = [one.get("items") for one in said if isinstance(one, Mapping)]
+        each = [one for items in lists if isinstance(items, list) for one in items]
+        ids = [one.get("item_id") if isinstance(one, Mapping) else one for one in each]
+        rows = self.base.catalogue.rows(one for one in ids if isinstance(one, str))
+        return rows[rows >= 0]
+
+    def shows(self, slot: Shelf) -> bool:
+        """Whether a shelf has items enough, and whatever its title speaks of."""
+        work = self.shelves[slot.id]
+        return len(work.slate) >= slot.min_items and (not placeholders(slot.template or "") or work.anchor is not None)
+
     def _planned(self) -> Iterator[tuple[str, Work]]:
         """The lists to fill. A shelf that starts from an item gets the page's, else the next of the person's latest."""
         begun: Counter[str] = Counter()
+        lying = in_cart(self.base.history) if self.layout.about == "cart" else ()
+        asked = replace(self.base.query, exclude=(*self.base.query.exclude, *lying), page=None)
         for slot in self.layout.slots:
             if not isinstance(slot, Shelf):
                 continue
-            query = replace(self.base.query, placement=slot.placement, k=slot.max_items or 0, page=None)
+            query = replace(asked, placement=slot.placement, k=slot.max_items or 0)
             work = self.base.sibling(query)
             if work.placement.anchored:
                 if self.query.item_id is not None:

@@ -16,12 +16,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import orjson
 
 from embeddings.errors import Unavailable
 from embeddings.ids import Rows
-from serving.pages.arrange import arrange
+from serving.pages.arrange import arrange, share_out
 from serving.pages.page import Decider, Page, PageQuery, slot_name
 from serving.pages.wire import page_from_wire, page_to_wire
 from serving.pipeline.attempt import Attempt
@@ -96,21 +95,15 @@ async def run_page_section(
 
 def demanded(page: Page, lost: str) -> Page:
     """The lowest rung, computed here and now: what is in demand, each item once; `lost` names what is missing."""
-    taken: Rows = np.zeros(0, dtype=np.int64)
     page.base.degrade(lost)
-    for name, work in list(page.shelves.items()):
+
+    def in_demand(work: Work, taken: Rows) -> Work:
         again = page.base.sibling(work.query)
         again.allowed[taken] = False
         demand_slate(again)
-        page.shelves[name] = again
-        taken = np.concatenate([taken, np.array([place.row for place in again.slate], dtype=np.int64)])
-    page.shown = [
-        slot.id
-        for slot in page.layout.slots
-        if isinstance(slot, Tile)
-        or slot.id in page.decided
-        or (slot.id in page.shelves and page.shelves[slot.id].slate)
-    ]
+        return again
+
+    share_out(page, page.layout.slots, in_demand)
     return page
 
 

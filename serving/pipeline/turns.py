@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from embeddings.errors import InputError
 from serving.pipeline.workers import Workers
 
-logger = logging.getLogger("bespoke.pages")
+logger = logging.getLogger("bespoke.turns")
 
 Step = Callable[[Mapping[str, Any]], Any]
 """Gets what the steps before it returned, by their names."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from embeddings.errors import InputError
 from serving.policy.arms import NOTHING, Changes, changes_of, touched
@@ -89,38 +89,56 @@ def _together(experiments: Mapping[str, Experiment], references: References, rep
     )
 
 
+class _Part(NamedTuple):
+    """Where people take part in one experiment: on every list, or on these placements; on pages and contents, by id."""
+
+    everywhere: bool
+    release: bool
+    placements: frozenset[str]
+    pages: frozenset[str]
+    contents: frozenset[str]
+
+    @classmethod
+    def of(cls, one: Experiment, references: References) -> _Part:
+        named: defaultdict[str, set[str]] = defaultdict(set)
+        for kind, name, _ in touched(one.arms):
+            named[kind].add(name)
+        rules = [references.documents.get("rule", {}).get(name) for name in named["rule"]]
+        ruled = [rule.placements for rule in rules if isinstance(rule, Rule)]
+        release = bool(named["release"])
+        everywhere = release or any(not placements for placements in ruled)
+        placements = frozenset(named["placement"].union(one.placements, *ruled))
+        return cls(
+            everywhere=everywhere,
+            release=release,
+            placements=frozenset() if everywhere else placements,
+            pages=frozenset(named["layout"]),
+            contents=frozenset(named["content"]),
+        )
+
+
 def _places(running: list[Experiment], references: References) -> dict[str, Any]:
     """Where people take part: everywhere, by placement (with those that are everywhere), by page and by content."""
-    rules = references.documents.get("rule", {})
-    everywhere: list[Experiment] = []
-    placements: defaultdict[str, list[Experiment]] = defaultdict(list)
-    releases: list[Experiment] = []
-    others: dict[str, defaultdict[str, list[Experiment]]] = {"layout": defaultdict(list), "content": defaultdict(list)}
-    for one in running:
-        named = set(one.placements)
-        wide = False
-        for kind, name in dict.fromkeys((kind, name) for kind, name, _ in touched(one.arms)):
-            if kind == "placement":
-                named.add(name)
-            elif kind == "release":
-                wide = True
-                releases.append(one)
-            elif kind in others:
-                others[kind][name].append(one)
-            elif isinstance(rule := rules.get(name), Rule):
-                named.update(rule.placements)
-                wide = wide or not rule.placements
-        if wide:
-            everywhere.append(one)
-        for name in () if wide else sorted(named):
-            placements[name].append(one)
+    parts = [(one, _Part.of(one, references)) for one in running]
+    everywhere = [one for one, part in parts if part.everywhere]
+    releases = [one for one, part in parts if part.release]
+    placements = _by_name((one, part.placements) for one, part in parts)
+    pages = _by_name((one, part.pages) for one, part in parts)
     return {
         "everywhere": tuple(everywhere),
         "by_placement": _frozen({name: [*everywhere, *found] for name, found in placements.items()}),
-        "by_page": _frozen({name: _each([*releases, *found]) for name, found in others["layout"].items()}),
+        "by_page": _frozen({name: _each([*releases, *found]) for name, found in pages.items()}),
         "by_release": tuple(releases),
-        "by_content": _frozen(others["content"]),
+        "by_content": _frozen(_by_name((one, part.contents) for one, part in parts)),
     }
+
+
+def _by_name(named: Iterable[tuple[Experiment, frozenset[str]]]) -> dict[str, list[Experiment]]:
+    found: defaultdict[str, list[Experiment]] = defaultdict(list)
+    for one, names in named:
+        for name in names:
+            found[name].append(one)
+    return found
 
 
 def _each(found: list[Experiment]) -> list[Experiment]:

@@ -144,7 +144,8 @@ class Layout(PolicyDocument):
     At most `max_shelves` shelves are shown. The others are in the order of `log2(value) - stickiness * place`, where the
     value of a shelf is the share of everything this person might want next that it holds, and `place` is its place in
     `slots`: with a stickiness of 1 a shelf must hold twice as much to come before the one above it, with 0 the value alone
-    decides. For a share of the people, `exploration`, one of the shelves is put anywhere, the same for an hour.
+    decides. For a share of the people, `exploration`, one of the shelves is put anywhere, the same for an hour. Pinned
+    shelves are counted first. On a page `about` the cart no shelf has what lies in it.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -153,6 +154,7 @@ class Layout(PolicyDocument):
     max_shelves: Annotated[int, Strict(), Field(ge=1, le=MAX_SLOTS)] = MAX_SLOTS
     stickiness: Share = 0.5
     exploration: Share = 0.05
+    about: Literal["cart"] | None = None
 
     @model_validator(mode="after")
     def _ids_are_distinct(self) -> Layout:
@@ -188,6 +190,7 @@ READY_MADE: Mapping[str, Layout] = MappingProxyType(
             ),
             Layout(
                 id="cart",
+                about="cart",
                 description="Beside the cart: what goes with the last thing in it, and what is bought again and again.",
                 slots=(_shelf("bought_together"), _shelf("buy_again"), _shelf("for_you", max_items=10)),
             ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from embeddings.ids import Rows
@@ -13,6 +13,12 @@ from serving.store.persons import HistoryEvent
 CART, BOUGHT, TAKEN_OUT = "cart", "purchase", "remove_from_cart"
 PAUSE_S = 30 * 60.0
 """A visit ends when nothing was done for half an hour."""
+
+
+def in_cart(history: Iterable[HistoryEvent]) -> list[str]:
+    """The items in the cart, by id: put there, and neither bought nor taken out since."""
+    last = {one.item_id: one.event_type for one in history if one.event_type in (CART, BOUGHT, TAKEN_OUT)}
+    return [item_id for item_id, event_type in last.items() if event_type == CART]
 
 
 class Done:
@@ -33,12 +39,8 @@ class Done:
         return found
 
     def cart(self) -> int:
-        """How many items are in the cart: put there, and neither bought nor taken out since."""
-        last: dict[str, str] = {}
-        for event in self.history:
-            if event.event_type in (CART, BOUGHT, TAKEN_OUT):
-                last[event.item_id] = event.event_type
-        return sum(one == CART for one in last.values())
+        """How many items are in the cart."""
+        return len(in_cart(self.history))
 
     def visits(self) -> int:
         """Which visit this is, as far as the history goes: the one of this request counts."""
