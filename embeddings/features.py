@@ -186,11 +186,6 @@ class FeatureSpec(BaseModel):
         """Weight and sign of an event type; an unlisted one is neutral."""
         return self.event_types.get(event_type, EventKind(weight=0.0, positive=False))
 
-    def telling(self, event_type: str) -> bool:
-        """Whether an event of this type says anything about a taste: all but those that are listed with weight 0."""
-        kind = self.event_types.get(event_type)
-        return kind is None or kind.weight != 0
-
     def positive_types(self) -> tuple[str, ...]:
         """Event types worth predicting, sorted."""
         return tuple(sorted(name for name, kind in self.event_types.items() if kind.positive))

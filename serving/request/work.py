@@ -164,7 +164,7 @@ class Work:
     def rules(self) -> Rules:
         """The rules in force for this request; those that keep items from people whom nobody knows at the moment, too.
 
-        Who allows no personalization is protected all the same: rules that keep items from people know the person.
+        Whose list is not personal is protected all the same: rules that keep items from people know the person.
         """
         return self.snapshot.rules(
             self.query.placement,
