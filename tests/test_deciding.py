@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,17 @@ def test_a_month_halves_what_is_old_however_long_nothing_was_shown(engine: Engin
     engine.contents.learned.refresh()
     after = engine.contents.learned.bandit(engine.policy.contents["hero"], "world-1").shown.sum()
     assert (before, after) == (1.0, pytest.approx(1.5, abs=0.01))
+
+
+def test_a_clock_that_is_set_back_stops_no_learning(engine: Engine) -> None:
+    content(engine)
+    one(engine)
+    learn = partial(engine.contents.learned.learn, engine.policy.contents, "world-1")
+    assert engine.effects.flush()
+    assert [learn(now=time.time() + 5000 + 10 * step) for step in range(2)] == [False, True]
+    one(engine, user="bob")
+    assert engine.effects.flush()
+    assert [learn(now=time.time() + 10 * step) for step in range(2)] == [False, True]
 
 
 def test_another_release_keeps_what_does_not_depend_on_how_it_sees_people(engine: Engine) -> None:

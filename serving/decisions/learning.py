@@ -78,6 +78,8 @@ class Learned:
         """
         now = time.time() if now is None else now
         lessons = self._store.lessons
+        if self._heads and self._heads[-1][0] > now:  # the clock was set back: how long ago is not known
+            self._heads.clear()
         self._heads.append((now, *lessons.heads()))
         while len(self._heads) > 1 and self._heads[1][0] <= now - SETTLED_S:
             self._heads.popleft()
@@ -85,7 +87,7 @@ class Learned:
         before = lessons.position()
         upto = min(decisions, before.decisions + AT_ONCE), min(events, before.events + AT_ONCE)
         behind = (decisions, events) != upto
-        if seen > now - SETTLED_S or (now - before.at / 1e6 < EVERY_S and not behind):
+        if seen > now - SETTLED_S or (0 <= now - before.at / 1e6 < EVERY_S and not behind):
             return False
         if upto[0] <= before.decisions and upto[1] <= before.events:
             return False
