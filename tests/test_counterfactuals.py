@@ -59,7 +59,7 @@ def test_each_is_the_list_that_would_have_been(topologies: Engine) -> None:  # n
 def test_what_changes_nothing_says_so(topologies: Engine) -> None:  # noqa: F811
     engine = topologies
     do(engine, "g2-3")
-    rule(engine, "idle", {"type": "boost", "factor": 2.0}, items={"attribute": "price", "op": "lt", "value": 0})
+    rule(engine, "idle", {"type": "boost", "factor": 2.0}, items={"attribute": "price", "op": "gt", "value": 1000})
     assert what_if(engine)["rule", "idle"]["text"] == "Without the rule 'idle', the list would be the same."
 
 

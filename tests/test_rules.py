@@ -210,7 +210,12 @@ def test_no_rules_allow_everything() -> None:
 def test_when_decides_for_each_request() -> None:
     segment = bound(
         rule("german", {"type": "exclude"}, when=GERMAN),
-        rule("never", {"type": "exclude"}, when={"all": [GERMAN, {"not": GERMAN}]}, items=OAK),
+        rule(
+            "never",
+            {"type": "exclude"},
+            when={"all": [GERMAN, {"attribute": "user.vip", "op": "eq", "value": True}]},
+            items=OAK,
+        ),
     )
     german = segment.active("home", facts({}, 0, {"country": "DE"}, NOW), NOW)
     assert rows(german.allow) == list(range(20, 30))
