@@ -207,15 +207,19 @@ def asks_for_people(when: Condition) -> bool:
     return any(name.startswith(("user.", HISTORY)) for name in when.attributes())
 
 
+def segments_named(when: Condition | None) -> Iterator[str]:
+    """The segments that a condition names."""
+    for leaf in [] if when is None else when.comparisons(SEGMENT):
+        if leaf.op in ("eq", "ne", "in", "contains"):
+            yield from map(str, leaf.value if isinstance(leaf.value, tuple) else (leaf.value,))
+
+
 def check_segments(when: Condition | None, references: References, *, field: str) -> None:
     """Raise `InputError` where a condition names a segment that there is none of."""
-    if when is None or SEGMENT_KIND not in references.documents:
-        return
     known = references.ids(SEGMENT_KIND)
-    for leaf in when.comparisons(SEGMENT):
-        for value in leaf.value if isinstance(leaf.value, tuple) else (leaf.value,):
-            if leaf.op in ("eq", "ne", "in", "contains") and value not in known:
-                raise unknown_name("segment", str(value), known, field=field)
+    for name in segments_named(when) if SEGMENT_KIND in references.documents else ():
+        if name not in known:
+            raise unknown_name("segment", name, known, field=field)
 
 
 def parse_rule(raw: Mapping[str, Any], *, item_attributes: Iterable[str] | None) -> Rule:
