@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from embeddings.errors import InputError
 
@@ -17,7 +17,15 @@ ZONE = "time_zone"
 """The attribute of a person that says where they live, such as Europe/Berlin."""
 
 MINUTES = 24 * 60
-Clock = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+
+
+def _clock(text: str) -> str:
+    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", text):
+        raise ValueError("must be a time of day with two digits each, such as 09:00")
+    return text
+
+
+Clock = Annotated[str, AfterValidator(_clock), Field(json_schema_extra={"pattern": r"^([01]\d|2[0-3]):[0-5]\d$"})]
 
 
 class Cap(BaseModel):

@@ -100,6 +100,11 @@ class Experiment(PolicyDocument):
         return self.arms[0]
 
     @property
+    def switched(self) -> frozenset[str]:
+        """The rules that any arm switches on or off."""
+        return frozenset(name for arm in self.arms for name in (*arm.rules_on, *arm.rules_off))
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """Share of each arm."""
         return tuple(1 / len(self.arms) if arm.weight is None else arm.weight for arm in self.arms)

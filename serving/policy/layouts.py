@@ -16,6 +16,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, StrictBool, Vali
 
 from embeddings.errors import InputError, NotFound, unknown_name
 from embeddings.schema import Id, Label, Row, first_error
+from embeddings.sentences import sentence
 from serving.policy.columns import FIELDS
 from serving.policy.kinds import Kind, PolicyDocument, References, by_id, check_distinct
 from serving.policy.placements import Share
@@ -221,7 +222,7 @@ def parse_layout(raw: Mapping[str, Any], *, references: References) -> Layout:
 
 
 def _first_wrong(error: ValidationError) -> InputError:
-    detail = error.errors(include_url=False, include_input=False)[0]
+    detail = error.errors(include_url=False)[0]
     place = [part for part in detail["loc"] if part not in SLOTS]
     field = ".".join(map(str, place))
     cause = detail.get("ctx", {}).get("error")
@@ -238,7 +239,7 @@ def _first_wrong(error: ValidationError) -> InputError:
         return InputError(f"unknown field '{field}'", field=field)
     if len(place) < 2:
         return first_error(error, known=Layout.model_fields)
-    return InputError(f"{field}: {detail['msg'].removeprefix('Value error, ')}", field=field)
+    return InputError(f"{field}: {sentence(detail)}", field=field)
 
 
 def _joined(*parts: str | None) -> str:

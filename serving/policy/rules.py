@@ -28,6 +28,7 @@ from pydantic import (
 from embeddings.errors import InputError, unknown_name
 from embeddings.ids import bucket
 from embeddings.schema import Id, Row, first_error
+from embeddings.sentences import near, sentence
 from serving.policy.columns import FIELDS
 from serving.policy.conditions import HISTORY, Condition
 from serving.policy.contradictions import contradiction
@@ -238,7 +239,7 @@ def parse_rule(raw: Mapping[str, Any], *, item_attributes: Iterable[str] | None)
 
 
 def _first_wrong(error: ValidationError) -> InputError:
-    detail = error.errors(include_url=False, include_input=False)[0]
+    detail = error.errors(include_url=False)[0]
     context, place = detail.get("ctx", {}), detail["loc"]
     cause = context.get("error")
     if isinstance(cause, InputError):
@@ -250,9 +251,10 @@ def _first_wrong(error: ValidationError) -> InputError:
     # pydantic's path through the union names the action in between, which no document has
     path = f"action.{place[2]}"
     if detail["type"] == "extra_forbidden":
-        known = ", ".join(ACTIONS[str(place[1])].model_fields)
-        return InputError(f"unknown field '{path}'; known: {known}", field=path)
-    return InputError(f"{path}: {detail['msg']}", field=path)
+        known = ACTIONS[str(place[1])].model_fields
+        hint = near(str(place[-1]), known) or ";"
+        return InputError(f"unknown field '{path}'{hint} known: {', '.join(known)}", field=path)
+    return InputError(f"{path}: {sentence(detail)}", field=path)
 
 
 def _parsed(raw: Mapping[str, Any], references: References) -> Rule:
