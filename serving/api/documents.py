@@ -20,7 +20,8 @@ from serving.api.access import Caller
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
 from serving.policy.compiled import KINDS
-from serving.policy.kinds import Kind
+from serving.policy.experiments import Experiment
+from serving.policy.kinds import Kind, PolicyDocument
 from serving.policy.rules import RULES
 from serving.policy.warnings import World, warnings
 from serving.replica.engine import Engine
@@ -113,11 +114,21 @@ def routes_of(kind: Kind[Any, Any], engine: Engine) -> APIRouter:
                 "rules change through drafts here: PUT /v1/drafts/{id}, then approve and release", field="id"
             )
 
+    def refuse_switching(document: PolicyDocument) -> None:
+        switches = isinstance(document, Experiment) and document.state == "running" and document.switched
+        if switches and engine.settings.approval:
+            raise Conflict(
+                "arms: rules change through drafts here, so no arm switches one on or off; release its draft to a share of "
+                "the people instead",
+                field="arms",
+            )
+
     def write(raw: dict[str, Any], by: str, why: str | None, expected: int | None, only: bool) -> dict[str, Any]:
         if not only:
             refuse_direct()
         attributes = engine.snapshot.catalogue.attributes if engine.ready else None
         document = engine.policy.admit(kind, raw, item_attributes=attributes)
+        refuse_switching(document)
         body = document.model_dump(mode="json")
         stored = documents.put(
             kind.name, document.id, body, by=by, why=why, expected_version=expected, validate_only=only
