@@ -33,6 +33,8 @@ def test_a_draft_is_tried_on_what_was_asked(topologies: Engine) -> None:  # noqa
     do(engine, "g1-3", user="eve")
     rule(engine, "idle", {"type": "bury", "factor": 0.5}, items=PINNED, when=NEVER)
     rule(engine, "also", {"type": "exclude"}, items=PINNED, when={"attribute": "user.age", "op": "lt", "value": 3})
+    gone = {"attribute": "item_id", "op": "eq", "value": "gone"}
+    rule(engine, "nowhere", {"type": "boost", "factor": 2.0}, items=gone)
     before = [ids(ask(engine, user_id=one)) for one in ("eve", "new")]
     assert engine.effects.flush()
     draft = parse_rule({"id": "r", "enabled": False, "share": 0.1} | PIN, item_attributes=None)
@@ -42,9 +44,10 @@ def test_a_draft_is_tried_on_what_was_asked(topologies: Engine) -> None:  # noqa
     assert {one["rule"]: (one["current"], one["draft"]) for one in found["fired"]} == {
         "also": (0, 0),
         "idle": (0, 0),
+        "nowhere": (0, 0),
         "r": (0, 2),
     }
-    assert found["never"] == ["also", "idle"]
+    assert found["never"] == ["also", "idle", "nowhere"]
     assert [(one["other"], "takes away every item" in one["text"]) for one in found["conflicts"]] == [("also", True)]
     assert [ids(ask(engine, user_id=one)) for one in ("eve", "new")] == before, "nothing of it is in force"
     engine.store.documents.put("rule", "r", {"id": "r"} | PIN, by="test")
@@ -272,3 +275,26 @@ def test_what_an_experiment_switches_is_not_taken_away(client: TestClient) -> No
     assert warned == ["the experiment 'e' does not hold any more: unknown rule 'r'; known: none"], (
         "the way back is open"
     )
+
+
+def test_a_simulation_tells_conflicts_and_what_never_fires_over_http(client: TestClient, engine: Engine) -> None:
+    client.put("/v1/rules/hides", json={"items": PINNED, "action": {"type": "exclude"}}).raise_for_status()
+    client.put("/v1/rules/elsewhere", json=PIN | {"when": NEVER}).raise_for_status()
+    client.put("/v1/drafts/r", json={"rule": PIN}).raise_for_status()
+    client.post("/v1/pages", json={"user_id": "ann", "page": "home"}).raise_for_status()
+    assert engine.effects.flush()
+    empty = client.post("/v1/drafts/r/simulate").json()
+    assert (empty["logged"], empty["pages"], empty["never"]) == (0, 1, []), "pages are not asked again"
+    client.post("/v1/recommendations", json={"user_id": "ann", "k": 5}).raise_for_status()
+    assert engine.effects.flush()
+    found = client.post("/v1/drafts/r/simulate", json={"seconds": 8}).json()
+    assert {one["rule"]: (one["current"], one["draft"]) for one in found["fired"]} == {
+        "hides": (1, 1),
+        "elsewhere": (0, 0),
+        "r": (0, 1),
+    }
+    assert found["never"] == ["elsewhere"]
+    assert {one["other"]: one["text"] for one in found["conflicts"]} == {
+        "hides": "'hides' takes away every item that 'r' pins, so it has no effect",
+        "elsewhere": "both pin position 0; 'elsewhere' wins, 'r' gets the next place",
+    }

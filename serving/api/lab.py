@@ -26,7 +26,7 @@ from serving.store import Document
 
 
 class FiredOut(Body):
-    """On how many of the replayed requests a rule was in force: `current` without the draft, `draft` with it."""
+    """On how many replayed requests a rule was in force and had an item to act on: `current`, and with the `draft`."""
 
     rule: str
     current: int
@@ -42,9 +42,13 @@ class ConflictOut(Body):
 
 
 class SimulationOut(ComparedOut):
-    """What the draft of a rule moves; `never` are rules that were in force on none of the requests."""
+    """What the draft of a rule moves; `never` are rules that fired on none of the requests.
+
+    `pages` are logged requests for whole pages, as many as lists were asked for at most: their lists are not asked again.
+    """
 
     rule: str
+    pages: int
     fired: list[FiredOut]
     never: list[str]
     conflicts: list[ConflictOut]
