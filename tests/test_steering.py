@@ -50,7 +50,7 @@ def put(client: TestClient, path: str, body: dict[str, Any], **params: Any) -> d
         ({"when": is_("history.visits", "lt", 1)}, "when", "from 1, the first visit"),
         ({"when": is_("time.date", "lt", "2020-01-01")}, "when", "from today on"),
         ({"when": both({"did": "view"}, {"not": {"did": "view"}})}, "when", "and its opposite"),
-        ({"items": both(is_("price", "lt", 5), is_("price", "gt", 10))}, "items", "'price' is a number"),
+        ({"items": both(is_("price", "lt", 5), is_("price", "gt", 10))}, "items", "'price' is one number"),
         ({"items": both(is_("available", "eq", True), is_("available", "eq", False))}, "items", "true or false"),
         ({"items": both(is_("item_id", "eq", "a"), is_("item_id", "eq", "b"))}, "items", "is one text"),
         ({"ends_at": PAST}, "ends_at", "give a later end"),
@@ -64,6 +64,7 @@ def test_a_rule_that_could_never_hold_is_refused(
         assert (detail["field"], says in detail["message"]) == (field, True), detail
     put(client, "rules/r", PIN | {"when": both(is_("user.age", "lt", 3), is_("user.age", "gt", 5))})
     put(client, "rules/r", PIN | {"ends_at": PAST, "enabled": False})
+    assert error(client.put("/v1/rules/r", json=PIN | {"ends_at": PAST}), 422)["field"] == "ends_at"
 
 
 @pytest.mark.parametrize(
@@ -175,3 +176,15 @@ def test_what_is_probably_not_meant_is_said(client: TestClient, path: str, body:
     assert (
         put(client, "rules/other", PIN | {"action": {"type": "exclude"}, "placements": ["for_you"]})["warnings"] == []
     )
+
+
+def test_a_path_stands_once_before_what_is_wrong(client: TestClient) -> None:
+    slot = {"id": "a", "type": "shelf", "placement": "new"}
+    twice = error(client.put("/v1/layouts/p", json={"slots": [slot, slot]}), 422)
+    assert (twice["field"], twice["message"]) == ("slots.1.id", "slots.1.id: 'a' is the id of another slot")
+    alert = HERO | {"trigger": {"type": "price_drop"}, "quiet": {"start": "9:00", "end": "10:00"}}
+    clock = error(client.put("/v1/contents/c", json=alert), 422)
+    assert clock["message"] == "quiet.start: must be a time of day with two digits each, such as 09:00"
+    arms = [ARMS[0], {"id": "b", "placements": {"home": {"diversity": 2}}}]
+    deep = error(client.put("/v1/experiments/e", json={"arms": arms}), 422)
+    assert deep["message"].startswith("arms.1.placements.home.diversity: must be less than or equal to 1")

@@ -45,7 +45,7 @@ DOMAINS: Mapping[str, Domain] = {
     "history.cart": Domain(low=0, whole=True, says="is a whole number from 0"),
     "history.visits": Domain(low=1, whole=True, says="is a whole number from 1, the first visit"),
     "available": Domain(values=(True, False), says="is true or false"),
-    "price": Domain(low=0, always=False, says="is a number from 0"),
+    "price": Domain(low=0, always=False, says="is one number, from 0"),
     "created_at": Domain(always=False, says="is one moment"),
     "item_id": Domain(says="is one text"),
     "title": Domain(always=False, says="is one text"),
@@ -62,7 +62,7 @@ def contradiction(*conditions: Condition | None, now: float | None = None) -> st
     From `now` on (seconds since 1970), where it is given: days before it do not come again.
     """
     found = _impossible([one for one in conditions if one is not None], now)
-    return found and f"{found}; change or leave out one of them, or put them into 'any'"
+    return found and f"{found}; change that part, or leave it out"
 
 
 def _impossible(conditions: Iterable[Condition], now: float | None) -> str | None:

@@ -25,7 +25,8 @@ def check_time(document: PolicyDocument, before: PolicyDocument | None, now: flo
     if not switched_on(document):
         return
     ends_at = getattr(document, "ends_at", None)
-    if over(document, now) and ends_at != getattr(before, "ends_at", None):
+    went_on = before is not None and switched_on(before) and ends_at == getattr(before, "ends_at", None)
+    if over(document, now) and not went_on:
         raise InputError(
             f"ends_at: {ends_at:{CLOCK}} is over, now is {datetime.fromtimestamp(now, UTC):{CLOCK}}; give a later end, "
             "leave it out, or switch the document off instead",
