@@ -162,8 +162,8 @@ def privacy(person: str) -> None:
 
 def audit() -> None:
     """10. Who changed what, when and why; and everything of this tour is taken away again."""
-    kinds = ("experiments/tour-test", "contents/tour-hero", "contents/tour-price", "rules/tour-pin")
-    for path in (*kinds, "segments/tour-lookers", "layouts/tour", "placements/tour"):
+    kinds = ("experiments/tour-test", "layouts/tour", "contents/tour-hero", "contents/tour-price", "rules/tour-pin")
+    for path in (*kinds, "segments/tour-lookers", "placements/tour"):
         call("DELETE", f"/v1/{path}")
     for change in call("GET", "/v1/audit?limit=3")["entries"]:
         say(f"{change['at']}: {change['by']} {change['action']} {change['kind']} {change['id']}")

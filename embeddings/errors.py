@@ -42,6 +42,14 @@ class InputError(BespokeError, ValueError):
     code = "invalid_input"
     status = 422
 
+    def within(self, place: str) -> InputError:
+        """The same error, of something that stands at `place` in what the caller sent."""
+        if self.field is None or not self.message.startswith(f"{self.field}: "):
+            message = f"{place}: {self.message}"
+        else:
+            message = f"{place}.{self.message}"
+        return type(self)(message, field=place if self.field is None else f"{place}.{self.field}")
+
 
 class NotFound(InputError):
     """Something named by the caller does not exist."""

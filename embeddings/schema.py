@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from embeddings.errors import InputError
+from embeddings.sentences import near, path, sentence
 
 FUTURE_TOLERANCE_S = 86_400.0
 """A clock may be wrong by a day; a timestamp further ahead is refused."""
@@ -278,10 +279,13 @@ def parse(kind: type[Row], raw: Mapping[str, Any]) -> Any:
 
 def first_error(error: ValidationError, *, known: Iterable[str] = ()) -> InputError:
     """Turn pydantic's report into one sentence about the first wrong field."""
-    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    field = ".".join(str(part) for part in detail["loc"])
+    detail = error.errors(include_url=False)[0]
+    field = path(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        names = ", ".join(known)
-        return InputError(f"unknown field '{field}'" + (f"; known: {names}" if names else ""), field=field)
-    message = detail["msg"].removeprefix("Value error, ")
+        names = list(known)
+        hint = near(str(detail["loc"][-1]), names) or ";"
+        return InputError(
+            f"unknown field '{field}'" + (f"{hint} known: {', '.join(names)}" if names else ""), field=field
+        )
+    message = sentence(detail)
     return InputError(f"{field}: {message}" if field else message, field=field or None)

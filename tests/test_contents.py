@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -90,9 +91,30 @@ NEVER = [
     {"all": [{"not": is_("user.city", "exists", True)}, is_("user.city", "ne", "Bonn")]},
     {"all": [is_("user.city", "eq", "Bonn"), is_("user.city", "ne", "Bonn")]},
     is_("time.hour", "ge", 24),
+    is_("time.hour", "eq", 25),
+    is_("time.hour", "eq", "9"),
+    is_("time.hour", "exists", False),
     is_("user.events", "lt", 0),
+    {"all": [is_("user.events", "gt", 3), is_("user.events", "lt", 4)]},
+    {"all": [is_("history.cart", "gt", 3), is_("history.cart", "lt", 2)]},
+    is_("history.cart", "lt", 0),
+    is_("history.visits", "lt", 1),
+    is_("time.date", "lt", "1969-12-31"),
+    {"all": [is_("user.age", "gt", 3), {"not": is_("user.age", "gt", 3)}]},
+    {"all": [is_("context.x", "eq", 5), {"not": is_("context.x", "gt", 4)}]},
+    {"all": [{"did": "view"}, {"not": {"did": "view"}}]},
+    {"all": [{"did": "view", "at_least": 3}, {"not": {"any": [{"did": "view", "at_least": 2}, MORNING]}}]},
+    {"did": "view", "items": {"all": [is_("price", "lt", 5), is_("price", "gt", 10)]}},
 ]
 SOMETIMES = [
+    {"all": [is_("user.events", "gt", 3), is_("user.events", "lt", 5)]},
+    {"all": [is_("history.visits", "ge", 1), is_("history.visits", "le", 1), {"not": {"did": "any"}}]},
+    {"all": [{"did": "view", "at_least": 2}, {"not": {"did": "view", "at_least": 3}}]},
+    {"all": [{"did": "view", "days": 7}, {"not": {"did": "view", "days": 1}}]},
+    {"all": [is_("time.hour", "in", [23, 25]), {"not": is_("time.hour", "lt", 23)}]},
+    {"not": {"all": [is_("context.x", "eq", 5), {"not": is_("context.x", "eq", 5)}]}},
+    {"all": [is_("context.x", "eq", "2026-05-01"), is_("context.x", "eq", "2026-05-01T08:00:00Z")]},
+    {"all": [is_("time.date", "ge", "2026-05-01"), is_("time.date", "le", "2026-05-01")]},
     {"all": [is_("user.likes", "eq", "tea"), is_("user.likes", "eq", "rum")]},  # a list may have both
     {"all": [is_("user.age", "gt", 5), is_("user.age", "lt", 5)]},
     {"all": [is_("context.x", "ge", 5), is_("context.x", "le", 5)]},
@@ -104,21 +126,26 @@ SOMETIMES = [
 
 @pytest.mark.parametrize("raw", NEVER)
 def test_what_can_never_hold_is_found(raw: dict[str, Any]) -> None:
-    assert contradiction(parse(raw, known=FACTS)) is not None
+    assert contradiction(parse(raw, known=FACTS, behaviour=True)) is not None
 
 
 @pytest.mark.parametrize("raw", SOMETIMES)
 def test_what_can_hold_is_left_alone(raw: dict[str, Any]) -> None:
-    assert contradiction(None, parse(raw, known=FACTS)) is None
+    assert contradiction(None, parse(raw, known=FACTS, behaviour=True)) is None
+
+
+def test_days_that_are_over_do_not_come_again() -> None:
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
+    for day, comes in (("2026-02-28", False), ("2026-03-01", True), ("2027-01-01", True)):
+        assert (contradiction(parse(is_("time.date", "le", day), known=FACTS), now=now) is None) is comes
 
 
 NUMBERS = st.integers(-1, 4)
+NAMES = st.sampled_from(["context.a", "user.a", "user.events", "time.weekday"])
 LEAVES = st.one_of(
-    st.builds(
-        is_, st.sampled_from(["context.a", "user.a"]), st.sampled_from(["eq", "ne", "lt", "le", "gt", "ge"]), NUMBERS
-    ),
-    st.builds(is_, st.sampled_from(["context.a", "user.a"]), st.just("in"), st.lists(NUMBERS, min_size=1, max_size=2)),
-    st.builds(is_, st.sampled_from(["context.a", "user.a"]), st.just("exists"), st.booleans()),
+    st.builds(is_, NAMES, st.sampled_from(["eq", "ne", "lt", "le", "gt", "ge"]), NUMBERS),
+    st.builds(is_, NAMES, st.just("in"), st.lists(NUMBERS, min_size=1, max_size=2)),
+    st.builds(is_, NAMES, st.just("exists"), st.booleans()),
 )
 TREES = st.recursive(
     LEAVES,
@@ -132,8 +159,11 @@ TREES = st.recursive(
 )
 ROWS = [
     {name: value for name, value in (("context.a", one), ("user.a", many)) if value is not None}
+    | {"user.events": events, "time.weekday": weekday}
     for one in (None, -1, 0, 0.5, 1, 2, 3, 4, 5)
     for many in (None, 0, 2, 5, [0.0, 1.0], [1.0, 3.0, 4.0], [-1.0, 2.0, 4.0])
+    for events in range(6)
+    for weekday in range(7)
 ]
 
 

@@ -59,7 +59,7 @@ def test_each_is_the_list_that_would_have_been(topologies: Engine) -> None:  # n
 def test_what_changes_nothing_says_so(topologies: Engine) -> None:  # noqa: F811
     engine = topologies
     do(engine, "g2-3")
-    rule(engine, "idle", {"type": "boost", "factor": 2.0}, items={"attribute": "price", "op": "lt", "value": 0})
+    rule(engine, "idle", {"type": "boost", "factor": 2.0}, items={"attribute": "price", "op": "gt", "value": 1000})
     assert what_if(engine)["rule", "idle"]["text"] == "Without the rule 'idle', the list would be the same."
 
 
@@ -88,4 +88,14 @@ def test_counterfactuals_over_http(client: TestClient) -> None:
     assert found["trace"]["stages"]
     assert {one["kind"] for one in found["counterfactuals"]} == {"event", "place", "person"}
     wrong = error(client.post("/v1/recommendations", json={"user_id": "ann", "explain": "everything"}), 422)
-    assert wrong["field"].startswith("explain")
+    assert (wrong["field"], wrong["message"]) == ("explain", "explain: must be true, false or 'counterfactual'")
+
+
+def test_what_a_rule_keeps_away_is_not_told_as_what_might_be(client: TestClient) -> None:
+    client.post("/v1/events", json={"user_id": "ann", "item_id": "g2-3"})
+    cheap = {"attribute": "price", "op": "lt", "value": 5}
+    young = {"attribute": "user.events", "op": "lt", "value": 100}
+    for name, action in (("hides", {"type": "exclude"}), ("lifts", {"type": "boost", "factor": 2.0})):
+        client.put(f"/v1/rules/{name}", json={"items": cheap, "when": young, "action": action}).raise_for_status()
+    found = client.post("/v1/recommendations", json={"user_id": "ann", "k": 5, "explain": "counterfactual"}).json()
+    assert [one["id"] for one in found["counterfactuals"] if one["kind"] == "rule"] == ["lifts"]

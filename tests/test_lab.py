@@ -33,6 +33,8 @@ def test_a_draft_is_tried_on_what_was_asked(topologies: Engine) -> None:  # noqa
     do(engine, "g1-3", user="eve")
     rule(engine, "idle", {"type": "bury", "factor": 0.5}, items=PINNED, when=NEVER)
     rule(engine, "also", {"type": "exclude"}, items=PINNED, when={"attribute": "user.age", "op": "lt", "value": 3})
+    gone = {"attribute": "item_id", "op": "eq", "value": "gone"}
+    rule(engine, "nowhere", {"type": "boost", "factor": 2.0}, items=gone)
     before = [ids(ask(engine, user_id=one)) for one in ("eve", "new")]
     assert engine.effects.flush()
     draft = parse_rule({"id": "r", "enabled": False, "share": 0.1} | PIN, item_attributes=None)
@@ -42,9 +44,10 @@ def test_a_draft_is_tried_on_what_was_asked(topologies: Engine) -> None:  # noqa
     assert {one["rule"]: (one["current"], one["draft"]) for one in found["fired"]} == {
         "also": (0, 0),
         "idle": (0, 0),
+        "nowhere": (0, 0),
         "r": (0, 2),
     }
-    assert found["never"] == ["also", "idle"]
+    assert found["never"] == ["also", "idle", "nowhere"]
     assert [(one["other"], "takes away every item" in one["text"]) for one in found["conflicts"]] == [("also", True)]
     assert [ids(ask(engine, user_id=one)) for one in ("eve", "new")] == before, "nothing of it is in force"
     engine.store.documents.put("rule", "r", {"id": "r"} | PIN, by="test")
@@ -165,11 +168,11 @@ def test_from_a_draft_to_everybody_and_back(client: TestClient, engine: Engine) 
         ("draft", "update", "to 1.0"),
         ("rule", "update", "to 1.0"),
         ("draft", "update", "complaints"),
-        ("rule", "update", "complaints"),
+        ("rule", "rollback", "complaints"),
     ]
-    assert client.post("/v1/rules/r/rollback", json={}).json()["rule"]["items"] == PINNED, (
-        "without a release: the last change"
-    )
+    assert history[0]["difference"] == {"items": {"before": PINNED, "after": old["items"]}}
+    assert client.post("/v1/rules/r/rollback").json()["rule"] is None, "on to what was before that, and never forward"
+    assert "release a draft" in error(client.post("/v1/rules/r/rollback"), 409)["message"]
     assert client.delete("/v1/drafts/r").status_code == 204
     assert client.get("/v1/drafts").json() == {"drafts": []}
 
@@ -217,4 +220,81 @@ def test_where_it_is_required_somebody_else_must_agree(releases: Path, tmp_path:
             "the way back needs nobody"
         )
         assert "drafts" in error(client.delete("/v1/rules/r", headers=mine), 409)["message"]
+        assert client.post("/v1/rules/r/rollback", json={}, headers=mine).status_code == 409, "and leads nowhere else"
+        client.post("/v1/drafts/r/release", json={}, headers=mine).raise_for_status()
+        for switch in ("rules_on", "rules_off"):
+            arms = [{"id": "a", "weight": 0.000001}, {"id": "b", "weight": 0.999999, switch: ["r"]}]
+            test = {"arms": arms, "state": "running"}
+            assert "drafts" in error(client.put("/v1/experiments/e", json=test, headers=mine), 409)["message"]
     engine.stop()
+
+
+def test_the_way_back_takes_each_change_once(client: TestClient) -> None:
+    for priority in (1, 2, 3):
+        client.put("/v1/rules/r", json=PIN | {"priority": priority})
+    client.delete("/v1/rules/r")
+    back = [client.post("/v1/rules/r/rollback").json()["rule"] for _ in range(2)]
+    assert [one["priority"] for one in back] == [3, 2]
+    client.put("/v1/rules/r", json=PIN | {"priority": 4})
+    back = [client.post("/v1/rules/r/rollback").json()["rule"] for _ in range(3)]
+    assert [one and one["priority"] for one in back] == [2, 1, None]
+
+
+def test_steps_need_no_body_and_a_draft_brings_its_share(client: TestClient) -> None:
+    client.put("/v1/drafts/r", json={"rule": PIN | {"share": 0.3}}).raise_for_status()
+    assert client.post("/v1/drafts/r/simulate").status_code == 200
+    done = client.post("/v1/drafts/r/release", params={"reason": "slowly"}).json()
+    assert (done["rule"]["share"], done["warnings"]) == (0.3, [])
+    assert client.get("/v1/audit?kind=rule").json()["entries"][0]["why"] == "slowly"
+    assert client.post("/v1/users/ann/erase").status_code == 200
+    for headers in ({"origin": "https://other.example"}, {"sec-fetch-site": "cross-site"}):
+        assert client.post("/v1/rules/r/rollback", headers=headers).status_code == 415, "a page of somebody else's"
+    off = client.put("/v1/drafts/r", json={"rule": PIN | {"enabled": False}})
+    assert off.status_code == 200
+    assert client.post("/v1/drafts/r/release").json()["warnings"] == [
+        "enabled: is false, so the rule is in force for nobody"
+    ]
+    wrong = error(client.get("/v1/audit?kind=rules"), 422)
+    assert "did you mean 'rule'?" in wrong["message"]
+    typo = error(client.put("/v1/drafts/r", json={"rule": PIN | {"itmes": None}}), 422)
+    assert (typo["field"], "rule: unknown field 'itmes'; did you mean 'items'?" in typo["message"]) == (
+        "rule.itmes",
+        True,
+    )
+    percent = error(client.post("/v1/drafts/r/release", json={"share": 50}), 422)
+    assert percent["message"] == "share: must be less than or equal to 1; 50 percent is 0.5"
+
+
+def test_what_an_experiment_switches_is_not_taken_away(client: TestClient) -> None:
+    client.put("/v1/rules/r", json=PIN | {"enabled": False}).raise_for_status()
+    arms = [{"id": "a"}, {"id": "b", "rules_on": ["r"]}]
+    client.put("/v1/experiments/e", json={"state": "running", "arms": arms}).raise_for_status()
+    client.put("/v1/drafts/r", json={"rule": None}).raise_for_status()
+    assert "the experiment 'e' needs" in error(client.post("/v1/drafts/r/release"), 409)["message"]
+    warned = client.post("/v1/rules/r/rollback").json()["warnings"]
+    assert warned == ["the experiment 'e' does not hold any more: unknown rule 'r'; known: none"], (
+        "the way back is open"
+    )
+
+
+def test_a_simulation_tells_conflicts_and_what_never_fires_over_http(client: TestClient, engine: Engine) -> None:
+    client.put("/v1/rules/hides", json={"items": PINNED, "action": {"type": "exclude"}}).raise_for_status()
+    client.put("/v1/rules/elsewhere", json=PIN | {"when": NEVER}).raise_for_status()
+    client.put("/v1/drafts/r", json={"rule": PIN}).raise_for_status()
+    client.post("/v1/pages", json={"user_id": "ann", "page": "home"}).raise_for_status()
+    assert engine.effects.flush()
+    empty = client.post("/v1/drafts/r/simulate").json()
+    assert (empty["logged"], empty["pages"], empty["never"]) == (0, 1, []), "pages are not asked again"
+    client.post("/v1/recommendations", json={"user_id": "ann", "k": 5}).raise_for_status()
+    assert engine.effects.flush()
+    found = client.post("/v1/drafts/r/simulate", json={"seconds": 8}).json()
+    assert {one["rule"]: (one["current"], one["draft"]) for one in found["fired"]} == {
+        "hides": (1, 1),
+        "elsewhere": (0, 0),
+        "r": (0, 1),
+    }
+    assert found["never"] == ["elsewhere"]
+    assert {one["other"]: one["text"] for one in found["conflicts"]} == {
+        "hides": "'hides' takes away every item that 'r' pins, so it has no effect",
+        "elsewhere": "both pin position 0; 'elsewhere' wins, 'r' gets the next place",
+    }

@@ -86,7 +86,7 @@ BAD_RULES: list[tuple[Any, str | None, str]] = [
     (rule("a", {"type": "include"}, colour=1), "colour", "known: id, description"),
     (rule("a", {"type": "bost"}), "action.type", "did you mean 'boost'"),
     (rule("a", {"type": {"x": 1}}), "action.type", "unknown action"),
-    ({"id": "a", "action": "include"}, "action", "dictionary"),
+    ({"id": "a", "action": "include"}, "action", "object"),
     (rule("a", {"type": "include", "factor": 2}), "action.factor", "unknown field 'action.factor'; known: type"),
     (rule("a", {"type": "boost"}), "action.factor", "required"),
     (rule("a", {"type": "boost", "factor": 1}), "action.factor", "greater than 1"),
@@ -216,7 +216,12 @@ def test_no_rules_allow_everything() -> None:
 def test_when_decides_for_each_request() -> None:
     segment = bound(
         rule("german", {"type": "exclude"}, when=GERMAN),
-        rule("never", {"type": "exclude"}, when={"all": [GERMAN, {"not": GERMAN}]}, items=OAK),
+        rule(
+            "never",
+            {"type": "exclude"},
+            when={"all": [GERMAN, {"attribute": "user.vip", "op": "eq", "value": True}]},
+            items=OAK,
+        ),
     )
     german = segment.active("home", facts({}, 0, {"country": "DE"}, NOW), NOW)
     assert rows(german.allow) == list(range(20, 30))
@@ -429,7 +434,7 @@ def test_a_placement_round_trips() -> None:
 
 
 BAD_PLACEMENTS: list[tuple[Any, str | None, str]] = [
-    (7, None, "dictionary"),
+    (7, None, "object"),
     ({}, "id", "required"),
     ({"sources": []}, "sources", "at least 1"),
     ({"sources": ["twotower"]}, "sources", "did you mean 'two_tower'"),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import string
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from embeddings import errors
 from embeddings.errors import BespokeError, InputError, unknown_name
-from embeddings.schema import Event, Item, User, from_table, parse, to_table
+from embeddings.schema import Event, Item, Row, User, from_table, parse, to_table
 
 GOOD = {"user_id": "u", "item_id": "i", "timestamp": "2026-01-02T03:04:05Z"}
 text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), min_size=1, max_size=20)
@@ -105,3 +106,28 @@ def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
     error = unknown_name("attribute", "colr", ["size", "color"], field="filter")
     assert error.message == "unknown attribute 'colr'; did you mean 'color'? known: color, size"
     assert "none" in unknown_name("rule", "x", []).message
+
+
+class Dial(Row):
+    share: Annotated[float, Field(le=1)] = 1.0
+    sides: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
+    consent: Annotated[dict[Literal["marketing", "analytics"], bool], Field(default_factory=dict)]
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"share": 50}, "share: must be less than or equal to 1; 50 percent is 0.5"),
+        ({"share": 500}, "share: must be less than or equal to 1"),
+        ({"sides": []}, "sides: must have at least 1, and has 0"),
+        (
+            {"consent": {"markting": True}},
+            "consent.markting: must be 'marketing' or 'analytics'; did you mean 'marketing'?",
+        ),
+        ({"shar": 1}, "unknown field 'shar'; did you mean 'share'? known: share, sides, consent"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_is_allowed(raw: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(Dial, raw)
+    assert caught.value.message == says

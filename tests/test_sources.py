@@ -137,7 +137,7 @@ def test_a_bad_row_is_set_aside_and_the_rest_is_kept(reader: type[Reader], tmp_p
     written = [json.loads(line) for line in aside.read_text().splitlines()]
     assert written[0]["file"] == str(file)
     assert written[0]["line"] == 3 + (reader.name in ("csv", "movielens"))
-    assert written[0]["reason"] == "user_id: Field required"
+    assert written[0]["reason"] == "user_id: is required"
     assert written[0]["row"]["item_id"] == "10"
     assert written[1]["reason"] == "timestamp: lies more than a day in the future"
     assert data.counts == Counts(read=7, kept=5, quarantined=2)
@@ -148,7 +148,7 @@ def test_a_bad_row_is_set_aside_and_the_rest_is_kept(reader: type[Reader], tmp_p
 def test_too_many_bad_rows_fail_and_name_share_and_reasons(reader: type[Reader], tmp_path: Path) -> None:
     write_world(reader, tmp_path / "data", [*RATINGS, RATINGS[0] | {"user_id": ""}], FILMS)
     aside = tmp_path / "bad.jsonl"
-    with pytest.raises(DataError, match=r"25\.0% of the events \(1 of 4\) are bad, more than 1\.0%: .*Field required"):
+    with pytest.raises(DataError, match=r"25\.0% of the events \(1 of 4\) are bad, more than 1\.0%: .*is required"):
         read(tmp_path / "data", quarantine=aside)
     assert len(aside.read_text().splitlines()) == 1
     assert read(tmp_path / "data", max_bad_share=0.25).counts.quarantined == 1

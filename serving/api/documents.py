@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -18,8 +20,10 @@ from serving.api.access import Caller
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
 from serving.policy.compiled import KINDS
-from serving.policy.kinds import Kind
+from serving.policy.experiments import Experiment
+from serving.policy.kinds import Kind, PolicyDocument
 from serving.policy.rules import RULES
+from serving.policy.warnings import World, warnings
 from serving.replica.engine import Engine
 from serving.store.documents import Document
 
@@ -43,8 +47,8 @@ def router(engine: Engine) -> APIRouter:
     return routes
 
 
-def models_of(kind: Kind[Any, Any]) -> tuple[type[BaseModel], type[BaseModel]]:
-    """What a document, and a list of them, look like in answers.
+def models_of(kind: Kind[Any, Any]) -> tuple[type[BaseModel], type[BaseModel], type[BaseModel]]:
+    """What a document, one that was just written, and a list of them, look like in answers.
 
     `problem` says why a document does not fit the catalogue and the documents in force, if it does not. One that is
     `ready_made` was never written: it has version 0 and nobody who made it.
@@ -61,15 +65,30 @@ def models_of(kind: Kind[Any, Any]) -> tuple[type[BaseModel], type[BaseModel]]:
         problem=(str | None, None),
         **written,
     )
+    warned = create_model(
+        f"{name}WrittenOut",
+        __base__=one,
+        __doc__=f"A {kind.name} as it was written; `warnings` are sentences on what is allowed and probably not meant.",
+        warnings=(list[str], ...),
+    )
     fields: dict[str, Any] = {kind.plural: (list[one], ...)}  # type: ignore[valid-type]
-    return one, create_model(f"{name}ListOut", __base__=Body, __doc__=f"All {kind.plural}.", **fields)
+    return one, warned, create_model(f"{name}ListOut", __base__=Body, __doc__=f"All {kind.plural}.", **fields)
+
+
+def world_of(engine: Engine) -> World | None:
+    """What documents are held against beside the policy; None before the first release."""
+    if not engine.ready:
+        return None
+    snapshot = engine.snapshot
+    mask = partial(snapshot.catalogue.mask_of, now=time.time())
+    return World(event_types=snapshot.bundle.spec.event_types, mask=mask)
 
 
 def routes_of(kind: Kind[Any, Any], engine: Engine) -> APIRouter:
     """Routes of one kind."""
     routes = APIRouter(prefix=f"/v1/{kind.plural}", tags=[kind.plural])
     documents = engine.store.documents
-    one_out, list_out = models_of(kind)
+    one_out, written_out, list_out = models_of(kind)
 
     never = {"version": 0, "problem": None, "updated_at": None, "updated_by": None, "ready_made": True}
     ready_made = {name: document.model_dump(mode="json") | never for name, document in kind.ready_made.items()}
@@ -95,19 +114,30 @@ def routes_of(kind: Kind[Any, Any], engine: Engine) -> APIRouter:
                 "rules change through drafts here: PUT /v1/drafts/{id}, then approve and release", field="id"
             )
 
+    def refuse_switching(document: PolicyDocument) -> None:
+        switches = isinstance(document, Experiment) and document.state == "running" and document.switched
+        if switches and engine.settings.approval:
+            raise Conflict(
+                "arms: rules change through drafts here, so no arm switches one on or off; release its draft to a share of "
+                "the people instead",
+                field="arms",
+            )
+
     def write(raw: dict[str, Any], by: str, why: str | None, expected: int | None, only: bool) -> dict[str, Any]:
         if not only:
             refuse_direct()
         attributes = engine.snapshot.catalogue.attributes if engine.ready else None
         document = engine.policy.admit(kind, raw, item_attributes=attributes)
+        refuse_switching(document)
         body = document.model_dump(mode="json")
         stored = documents.put(
             kind.name, document.id, body, by=by, why=why, expected_version=expected, validate_only=only
         )
+        warned = {"warnings": warnings(document, engine.policy, world_of(engine))}
         if only:
-            return encoded(stored)[0] | {"problem": None}
+            return encoded(stored)[0] | {"problem": None} | warned
         engine.take_changes()
-        return encoded(stored)[0]
+        return encoded(stored)[0] | warned
 
     @routes.get("", response_model=list_out, summary=f"All {kind.plural}")
     async def list_all() -> Response:
@@ -117,12 +147,12 @@ def routes_of(kind: Kind[Any, Any], engine: Engine) -> APIRouter:
         return json_response({kind.plural: [every[name] for name in sorted(every)]})
 
     foreseen: dict[int | str, dict[str, Any]] = {
-        200: {"model": one_out, "description": "With `validate_only`: what would be stored"}
+        200: {"model": written_out, "description": "With `validate_only`: what would be stored"}
     }
 
     @routes.post(
         "",
-        response_model=one_out,
+        response_model=written_out,
         status_code=201,
         responses=documented(404, 409) | foreseen,
         summary=f"Create a {kind.name}",
@@ -148,7 +178,7 @@ def routes_of(kind: Kind[Any, Any], engine: Engine) -> APIRouter:
             return json_response(ready_made[id])
         raise NotFound(f"unknown {kind.name} '{id}'", field="id")
 
-    @routes.put("/{id}", response_model=one_out, responses=documented(404, 409), summary=f"Set a {kind.name}")
+    @routes.put("/{id}", response_model=written_out, responses=documented(404, 409), summary=f"Set a {kind.name}")
     async def put(
         id: DocumentPath,  # noqa: A002
         body: Raw,
@@ -171,11 +201,13 @@ def routes_of(kind: Kind[Any, Any], engine: Engine) -> APIRouter:
         validate_only: Only = False,
         reason: Reason = None,
     ) -> Response:
-        """Remove one."""
+        """Remove one, unless others need it."""
 
         def remove() -> None:
             if not validate_only:
                 refuse_direct()
+            engine.take_changes()
+            engine.policy.check_needed(kind, id)
             documents.delete(
                 kind.name, id, by=by, why=reason, expected_version=expected_version, validate_only=validate_only
             )

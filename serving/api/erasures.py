@@ -84,7 +84,7 @@ def router(engine: Engine) -> APIRouter:
         return json_response(await run_in_threadpool(forget))
 
     @routes.post("/v1/users/{user_id}/erase", response_model=ErasedOut)
-    async def erase_person(user_id: UserPath, body: EraseIn) -> Response:
+    async def erase_person(user_id: UserPath, body: EraseIn = EraseIn()) -> Response:
         """Forget the person behind an id, also one who is hardly known, and return a signed receipt of what went.
 
         Profile, consent, aliases, events, answers of the decision log, messages that wait, and rows of exports, so that the

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from embeddings.errors import BespokeError, Damaged
+from embeddings.sentences import path, sentence
 
 logger = logging.getLogger("bespoke.api")
 
@@ -96,11 +97,8 @@ def install(api: FastAPI) -> None:
         detail = error.errors()[0]
         if detail["type"] == "json_invalid":
             return error_response(400, "malformed_json", f"the body is not valid JSON: {detail['ctx']['error']}")
-        field = ".".join(str(part) for part in detail["loc"] if part not in TAGS)
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            message = "unknown field"
-        return error_response(422, "invalid_input", f"{field}: {message}" if field else message, field or None)
+        field = path(part for part in detail["loc"] if part not in TAGS)
+        return error_response(422, "invalid_input", f"{field or 'the body'}: {sentence(detail)}", field or None)
 
     @api.exception_handler(HTTPException)
     async def framework(_: Request, error: HTTPException) -> Response:

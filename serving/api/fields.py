@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from embeddings.schema import Id, Scalar
 from embeddings.schema import Name as FieldName
@@ -54,8 +54,16 @@ Filter = Annotated[
 Exclude = Annotated[list[Id], Field(max_length=MAX_BATCH, description="Items that must not be in the answer.")]
 
 
+def _what_if(value: Any) -> bool | str:
+    if value is True or value is False or value == "counterfactual":
+        return value  # type: ignore[no-any-return]
+    raise ValueError("must be true, false or 'counterfactual'")
+
+
 WhatIf = Annotated[
-    StrictBool | Literal["counterfactual"],
+    bool | Literal["counterfactual"],
+    PlainValidator(_what_if),  # one sentence, instead of one for each kind of value
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "counterfactual"}]}),
     Field(
         description="True returns the stage trace; `counterfactual` also what the list would be without an event, a rule, "
         "one of its places, or the person."

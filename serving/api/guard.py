@@ -31,6 +31,9 @@ SECURITY_HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 ]
+BROWSERS = frozenset({b"origin", b"sec-fetch-site", b"content-type"})
+"""What a browser says of every POST of a page, or of its form; a program that sends nothing says none of it."""
+
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -86,7 +89,7 @@ class Guard:
         if scope["method"] not in WITH_BODY:
             return receive
         # A page of somebody else's may send a POST without a body from a browser, but no PUT unless we allow it.
-        bare = scope["method"] != "POST" and _without_body(headers)
+        bare = _without_body(headers) and (scope["method"] != "POST" or not BROWSERS & headers.keys())
         if not bare and not _declared_as_json(headers.get(b"content-type", b"")):
             return error_response(415, "unsupported_type", "the body must be declared as application/json, in UTF-8")
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -12,18 +14,19 @@ from starlette.responses import Response
 
 from embeddings.errors import InputError
 from serving.api.access import Caller
-from serving.api.documents import DocumentPath, Reason
+from serving.api.documents import DocumentPath, Reason, world_of
 from serving.api.errors import documented, json_response
 from serving.api.fields import Body
 from serving.api.previews import ComparedOut
 from serving.aside.drafts import Draft, Drafts
 from serving.policy.rules import RULES, Rule
+from serving.policy.warnings import idle, warnings
 from serving.replica.engine import Engine
 from serving.store import Document
 
 
 class FiredOut(Body):
-    """On how many of the replayed requests a rule was in force: `current` without the draft, `draft` with it."""
+    """On how many replayed requests a rule was in force and had an item to act on: `current`, and with the `draft`."""
 
     rule: str
     current: int
@@ -39,9 +42,13 @@ class ConflictOut(Body):
 
 
 class SimulationOut(ComparedOut):
-    """What the draft of a rule moves; `never` are rules that were in force on none of the requests."""
+    """What the draft of a rule moves; `never` are rules that fired on none of the requests.
+
+    `pages` are logged requests for whole pages, as many as lists were asked for at most: their lists are not asked again.
+    """
 
     rule: str
+    pages: int
     fired: list[FiredOut]
     never: list[str]
     conflicts: list[ConflictOut]
@@ -80,6 +87,12 @@ class DraftOut(Body):
     updated_by: str
 
 
+class DraftWrittenOut(DraftOut):
+    """A draft as it was written; `warnings` are sentences on what is allowed and probably not meant."""
+
+    warnings: list[str]
+
+
 class DraftListOut(Body):
     """All drafts, by id."""
 
@@ -97,15 +110,19 @@ class StepIn(Body):
 class RampIn(StepIn):
     """To how many of the people, always the same; more are added, and nobody drops out."""
 
-    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    share: Annotated[
+        float | None,
+        Field(gt=0, le=1, allow_inf_nan=False, description="1 is everybody; by default what the draft says."),
+    ] = None
 
 
 class RuleChangedOut(Body):
-    """The rule that is in force after a change, null where there is none."""
+    """The rule that is in force after a change, null where there is none; `warnings` are sentences on what came of it."""
 
     id: str
     rule: dict[str, Any] | None
     version: int
+    warnings: list[str]
 
 
 def router(engine: Engine) -> APIRouter:
@@ -137,13 +154,21 @@ def router(engine: Engine) -> APIRouter:
         try:
             return engine.policy.admit(RULES, {**raw, "id": name}, item_attributes=attributes)
         except InputError as error:
-            raise InputError(f"rule.{error.message}", field=f"rule.{error.field}") from None
+            raise error.within("rule") from None
 
-    def changed(name: str, document: Document | None) -> dict[str, Any]:
+    def changed(name: str, change: Callable[[], Document | None]) -> dict[str, Any]:
+        held = {(one.kind, one.id) for one in engine.policy.problems}
+        document = change()
         engine.take_changes()
+        policy = engine.policy
+        broken = [one for one in policy.problems if (one.kind, one.id) not in held]
+        told = [f"the {one.kind} '{one.id}' does not hold any more: {one.message}" for one in broken]
         body = None if document is None else document.body
+        rule = policy.documents[RULES.name].get(name)
+        if isinstance(rule, Rule):
+            told += [*idle(rule, time.time()), *warnings(rule, policy, world_of(engine))]
         version = engine.store.documents.version() if document is None else document.version
-        return {"id": name, "rule": body, "version": version}
+        return {"id": name, "rule": body, "version": version, "warnings": told}
 
     @routes.get("/v1/drafts", response_model=DraftListOut)
     async def every() -> Response:
@@ -156,14 +181,15 @@ def router(engine: Engine) -> APIRouter:
         """The draft of one rule."""
         return json_response(await run_in_threadpool(lambda: encoded(drafts.get(id)[0])))
 
-    @routes.put("/v1/drafts/{id}", response_model=DraftOut, responses=documented(404, 409))
+    @routes.put("/v1/drafts/{id}", response_model=DraftWrittenOut, responses=documented(404, 409))
     async def put(id: DocumentPath, body: DraftIn, by: Caller, reason: Reason = None) -> Response:  # noqa: A002
         """Write the draft of a rule, new or in place of the one in force; nothing changes yet."""
 
         def write() -> dict[str, Any]:
             rule = admitted(id, body.rule)
             raw = None if rule is None else rule.model_dump(mode="json")
-            return encoded(drafts.write(id, raw, by=by, why=reason))
+            told = [] if rule is None else warnings(rule, engine.policy, world_of(engine))
+            return encoded(drafts.write(id, raw, by=by, why=reason)) | {"warnings": told}
 
         return json_response(await run_in_threadpool(write))
 
@@ -174,33 +200,54 @@ def router(engine: Engine) -> APIRouter:
         return Response(status_code=204)
 
     @routes.post("/v1/drafts/{id}/simulate", response_model=SimulationOut, responses=documented(404, 429))
-    async def simulate(id: DocumentPath, body: SimulationIn) -> Response:  # noqa: A002
+    async def simulate(id: DocumentPath, body: SimulationIn = SimulationIn()) -> Response:  # noqa: A002
         """Ask the latest logged requests again, as they are and with the draft, and look for rules at odds with it."""
         draft = (await run_in_threadpool(drafts.get, id))[1]
         rule = admitted(id, None if draft.rule is None else dict(draft.rule))
         return json_response(await engine.aside.simulate(id, rule, requests=body.requests, seconds=body.seconds))
 
     @routes.post("/v1/drafts/{id}/approve", response_model=DraftOut, responses=documented(404, 409))
-    async def approve(id: DocumentPath, body: StepIn, by: Caller) -> Response:  # noqa: A002
+    async def approve(
+        id: DocumentPath,  # noqa: A002
+        by: Caller,
+        body: StepIn = StepIn(),
+        reason: Reason = None,
+    ) -> Response:
         """Agree to a draft as it is; only somebody else than its author can."""
-        return json_response(await run_in_threadpool(lambda: encoded(drafts.approve(id, by=by, why=body.reason))))
+        return json_response(
+            await run_in_threadpool(lambda: encoded(drafts.approve(id, by=by, why=body.reason or reason)))
+        )
 
     @routes.post("/v1/drafts/{id}/release", response_model=RuleChangedOut, responses=documented(404, 409))
-    async def release(id: DocumentPath, body: RampIn, by: Caller) -> Response:  # noqa: A002
+    async def release(
+        id: DocumentPath,  # noqa: A002
+        by: Caller,
+        body: RampIn = RampIn(),
+        reason: Reason = None,
+    ) -> Response:
         """Put a draft in force for a share of the people; once more for a larger one."""
 
         def ramp() -> dict[str, Any]:
             draft = drafts.get(id)[1]
             admitted(id, None if draft.rule is None else dict(draft.rule))  # the catalogue may have changed since
-            return changed(id, drafts.release(id, body.share, by=by, why=body.reason))
+            if draft.rule is None:
+                engine.policy.check_needed(RULES, id)
+            why = body.reason or reason
+            return changed(id, lambda: drafts.release(id, body.share, by=by, why=why))
 
         return json_response(await run_in_threadpool(ramp))
 
     @routes.post(
         "/v1/rules/{id}/rollback", response_model=RuleChangedOut, responses=documented(404, 409), tags=["rules"]
     )
-    async def roll_back(id: DocumentPath, body: StepIn, by: Caller) -> Response:  # noqa: A002
+    async def roll_back(
+        id: DocumentPath,  # noqa: A002
+        by: Caller,
+        body: StepIn = StepIn(),
+        reason: Reason = None,
+    ) -> Response:
         """Put a rule back to what it was before its draft was released, or else before its last change."""
-        return json_response(await run_in_threadpool(lambda: changed(id, drafts.roll_back(id, by=by, why=body.reason))))
+        why = body.reason or reason
+        return json_response(await run_in_threadpool(changed, id, lambda: drafts.roll_back(id, by=by, why=why)))
 
     return routes

@@ -191,6 +191,6 @@ def router(engine: Engine) -> APIRouter:
         try:
             return engine.policy.admit(PLACEMENTS, {**raw, "id": name}, item_attributes=attributes)
         except InputError as error:
-            raise InputError(f"placement.{error.message}", field=f"placement.{error.field}") from None
+            raise error.within("placement") from None
 
     return routes

@@ -128,7 +128,7 @@ def router(engine: Engine) -> APIRouter:
         return json_response({"serving": serving, "releases": found, "trial": report})
 
     @routes.post("/rollback", response_model=RolledBackOut, responses=documented(409))
-    async def rollback(body: RollbackIn, by: Caller) -> Response:
+    async def rollback(by: Caller, body: RollbackIn = RollbackIn()) -> Response:
         """Withdraw the trial if there is one, else go back to the release before the current one."""
         withdrawn, current = await done(lambda: releases.rollback(by=by, reason=body.reason))
         return json_response({"withdrawn": withdrawn, "current": current})
@@ -140,12 +140,12 @@ def router(engine: Engine) -> APIRouter:
         return await described(name)
 
     @routes.post("/{name}/canary", response_model=ReleaseOut, responses=documented(404, 409))
-    async def canary(name: NamePath, body: Annotated[Share, JsonBody()], by: Caller) -> Response:
+    async def canary(name: NamePath, by: Caller, body: Annotated[Share, JsonBody()] = Share()) -> Response:
         """Let a release answer a share of the people; it is withdrawn by itself if it does worse than the current one."""
         return await tried(name, "canary", body, by)
 
     @routes.post("/{name}/shadow", response_model=ReleaseOut, responses=documented(404, 409))
-    async def shadow(name: NamePath, body: Annotated[Share, JsonBody()], by: Caller) -> Response:
+    async def shadow(name: NamePath, by: Caller, body: Annotated[Share, JsonBody()] = Share()) -> Response:
         """Compute a share of the requests on a release too, after their answers, and compare the lists."""
         return await tried(name, "shadow", body, by)
 

@@ -89,7 +89,7 @@ def router(engine: Engine) -> APIRouter:
         return json_response({"user_id": profile.user_id, "segments": found})
 
     @routes.post("/v1/segments/clusters", response_model=ClustersOut)
-    async def propose(body: ClustersIn) -> Response:
+    async def propose(body: ClustersIn = ClustersIn()) -> Response:
         """Groups of the people who were active last, by what they do, each with the segment that would hold it.
 
         Nothing is stored: a segment that is wanted is put under a name of one's own.

@@ -95,8 +95,10 @@ def _events(base: Work, query: Query, profile: Profile) -> Iterator[Imagined]:
 
 
 def _rules(base: Work) -> Iterator[str]:
+    """Rules in force, but for those that keep items away: what somebody must not see is not told as what might be."""
+    kept_away = {rule.id for rule, _ in base.rules.base.limits}
     named = [reason.rule_id for place in base.slate for reason in place.reasons if reason.rule_id]
-    return iter(dict.fromkeys([*named, *base.rules.ids]))
+    return (one for one in dict.fromkeys([*named, *base.rules.ids]) if one not in kept_away)
 
 
 def _told(one: Imagined, base: Work, other: Work) -> dict[str, Any]:

@@ -12,9 +12,14 @@ from typing import Any
 
 from embeddings.errors import Conflict, NotFound
 from serving.policy.rules import RULES
-from serving.store.documents import Document, Documents
+from serving.store.documents import Document, Documents, difference
 
 KIND = "draft"
+ROLLBACK = "rollback"
+"""What the audit calls the way back."""
+
+LOOKED_BACK = 1000
+"""Changes of a rule through which the way back is looked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,14 +86,16 @@ class Drafts:
             )
         return self._put(name, replace(draft, approved_by=by), by=by, why=why, expected=stored.version)
 
-    def release(self, name: str, share: float, *, by: str, why: str | None) -> Document | None:
-        """Put a draft in force for a share of the people; returns the rule, None where it was removed.
+    def release(self, name: str, share: float | None, *, by: str, why: str | None) -> Document | None:
+        """Put a draft in force for a share of the people (None: its own); returns the rule, None where it was removed.
 
         Raises `Conflict` where somebody else must agree first, or where the share of a removal is not everybody.
         """
         stored, draft = self.get(name)
         if self.approval and draft.approved_by is None:
             raise Conflict("this draft needs the approval of somebody else before it is released", field="id")
+        if share is None:
+            share = 1.0 if draft.rule is None else draft.rule["share"]
         if draft.rule is None and share < 1:
             raise Conflict("a removal holds for everybody; give a share of 1", field="share")
         if draft.share is None:
@@ -100,17 +107,32 @@ class Drafts:
     def roll_back(self, name: str, *, by: str, why: str | None) -> Document | None:
         """Put a rule back to what it was before its draft was released, else before its last change; None: it is gone.
 
-        Raises `NotFound` for a rule that never was.
+        Back never leads forward: what was taken back before does not come again. Raises `NotFound` for a rule that never
+        was, and `Conflict` where there is nothing before it.
         """
         stored = self._documents.get(KIND, name)
         draft = None if stored is None else Draft.of(stored)
         if stored is not None and draft is not None and draft.share is not None:
             self._put(name, replace(draft, share=None, before=None), by=by, why=why, expected=stored.version)
-            return self._put_rule(name, draft.before, by=by, why=why)
-        last = self._documents.audit(RULES.name, name, limit=1)
-        if not last:
+            return self._put_rule(name, draft.before, by=by, why=why, action=ROLLBACK)
+        return self._put_rule(name, self._before(name), by=by, why=why, action=ROLLBACK)
+
+    def _before(self, name: str) -> Mapping[str, Any] | None:
+        """What a rule was before its last change, of those that were not taken back."""
+        entries = self._documents.audit(RULES.name, name, limit=LOOKED_BACK)
+        if not entries:
             raise NotFound(f"the rule '{name}' was never changed", field="id")
-        return self._put_rule(name, last[0].before, by=by, why=why)
+        states = [entries[-1].before]
+        for entry in reversed(entries):
+            if entry.action == ROLLBACK and entry.after in states:
+                del states[len(states) - 1 - states[::-1].index(entry.after) :]
+            states.append(entry.after)
+        if len(states) < 2:
+            raise Conflict(
+                f"'{name}' is as it was before all its changes; to put one of them in force, release a draft of it",
+                field="id",
+            )
+        return states[-2]
 
     def drop(self, name: str, *, by: str, why: str | None) -> None:
         """Throw a draft away; what it has released stays. Raises `NotFound`."""
@@ -123,21 +145,18 @@ class Drafts:
 
     def difference(self, name: str, draft: Draft) -> dict[str, dict[str, Any]]:
         """What a draft changes of the rule that is stored now, field by field; its share is that of the release."""
-        now, then = self.rule(name) or {}, draft.rule or {}
-        fields = [field for field in (*now, *(one for one in then if one not in now)) if field != "share"]
-        return {
-            field: {"current": now.get(field), "draft": then.get(field)}
-            for field in fields
-            if now.get(field) != then.get(field)
-        }
+        found = difference(self.rule(name), draft.rule)
+        return {field: {"current": now, "draft": then} for field, (now, then) in found.items() if field != "share"}
 
     def _put(self, name: str, draft: Draft, *, by: str, why: str | None, expected: int) -> Document:
         body = {"id": name} | {field: getattr(draft, field) for field in Draft.__dataclass_fields__}
         return self._documents.put(KIND, name, body, by=by, why=why, expected_version=expected)
 
-    def _put_rule(self, name: str, body: Mapping[str, Any] | None, *, by: str, why: str | None) -> Document | None:
+    def _put_rule(
+        self, name: str, body: Mapping[str, Any] | None, *, by: str, why: str | None, action: str | None = None
+    ) -> Document | None:
         if body is not None:
-            return self._documents.put(RULES.name, name, body, by=by, why=why)
+            return self._documents.put(RULES.name, name, body, by=by, why=why, action=action)
         if self.rule(name) is not None:
-            self._documents.delete(RULES.name, name, by=by, why=why)
+            self._documents.delete(RULES.name, name, by=by, why=why, action=action)
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from serving.pipeline.ladder import Ladder
 from serving.pipeline.live import Live
 from serving.policy.columns import Mask
 from serving.policy.conflicts import conflicts
-from serving.policy.rules import Rule
+from serving.policy.rules import Include, Rule
+from serving.request.catalogue import Catalogue
 from serving.request.query import Query
 from serving.store import Decision, Store
 
@@ -35,11 +36,24 @@ async def simulated(
     tried = None if draft is None else _in_force(draft)
     old = next((rule for rule in snapshot.policy.rules if rule.id == name), None)
     decisions = await asyncio.to_thread(_logged, store, [one for one in (old, tried) if one is not None], requests)
+    pages = await asyncio.to_thread(store.decisions.latest, None, requests, kind="page")
+    others = [rule for rule in snapshot.policy.rules if rule.id != name]
     fired: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
 
+    def mask(rule: Rule) -> Mask:
+        assert rule.items is not None
+        return snapshot.catalogue.mask_of(rule.items, time.time())
+
+    acts = await asyncio.to_thread(
+        lambda: [
+            {rule.id for rule in (*others, one) if rule is not None and _acts(rule, snapshot.catalogue, mask)}
+            for one in (old, tried)
+        ]
+    )
+
     def look(one: Replayed) -> None:
-        for counter, work in zip(fired, one.lists, strict=True):
-            counter.update(work.rules.ids)
+        for counter, work, able in zip(fired, one.lists, acts, strict=True):
+            counter.update(able.intersection(work.rules.ids))
 
     def change(query: Query) -> Query:
         if tried is None:
@@ -47,16 +61,11 @@ async def simulated(
         return replace(query, rules=(tried.model_dump(mode="json"),))
 
     found = await compared(ladder, live, store, decisions, change, until=until, look=look)
-    others = [rule for rule in snapshot.policy.rules if rule.id != name]
     names = sorted({rule.id for rule in (*others, *(one for one in (old, tried) if one is not None)) if rule.enabled})
-
-    def mask(rule: Rule) -> Mask:
-        assert rule.items is not None
-        return snapshot.catalogue.mask_of(rule.items, time.time())
-
     at_odds = [] if tried is None else await asyncio.to_thread(lambda: list(conflicts(tried, others, mask)))
     return found | {
         "rule": name,
+        "pages": len(pages),
         "fired": [{"rule": one, "current": fired[0][one], "draft": fired[1][one]} for one in names],
         "never": [one for one in names if found["replayed"] and not fired[0][one] and not fired[1][one]],
         "conflicts": [asdict(one) for one in at_odds],
@@ -65,6 +74,14 @@ async def simulated(
 
 def _in_force(draft: Rule) -> Rule:
     return draft.model_copy(update={"enabled": True, "share": 1.0, "starts_at": None, "ends_at": None})
+
+
+def _acts(rule: Rule, catalogue: Catalogue, mask: Callable[[Rule], Mask]) -> bool:
+    """Whether a rule, where it is in force, does anything to an item that can be had."""
+    if rule.items is None:
+        return True
+    touched = ~mask(rule) if isinstance(rule.action, Include) else mask(rule)
+    return bool((touched & catalogue.available).any())
 
 
 def _logged(store: Store, rules: Sequence[Rule], requests: int) -> list[Decision]:

@@ -4,7 +4,7 @@ import { h, percent, since } from "./elements.js";
 import { fill, panel } from "./board.js";
 import { api } from "./service.js";
 
-const VERBS = { create: "made it", update: "changed it", delete: "removed it" };
+const VERBS = { create: "made it", update: "changed it", delete: "removed it", rollback: "took it back" };
 
 function worded(name, value) {
   if (value === null || value === undefined) return "–";
@@ -15,11 +15,10 @@ function worded(name, value) {
 }
 
 /** The fields that differ, each in a few words. */
-function differences({ before, after }) {
+function differences({ before, after, difference }) {
   if (!before || !after) return [];
-  const same = (name) => JSON.stringify(before[name]) === JSON.stringify(after[name]);
-  return [...new Set([...Object.keys(before), ...Object.keys(after)])].filter((name) => !same(name)).map((name) => {
-    const [was, is] = [worded(name, before[name]), worded(name, after[name])];
+  return Object.entries(difference).map(([name, changed]) => {
+    const [was, is] = [worded(name, changed.before), worded(name, changed.after)];
     return h("li", {}, h("b", {}, name.replaceAll("_", " ")), was === "…" || is === "…" ? " written anew" : ` ${was} → ${is}`);
   });
 }

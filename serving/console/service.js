@@ -60,7 +60,7 @@ const query = (values) => {
 };
 
 /** What a document says, without what the service says of it: what a change of it is written from. */
-const written = ({ version, problem, updated_at, updated_by, ready_made, ...body }) => body;
+const written = ({ version, problem, warnings, updated_at, updated_by, ready_made, ...body }) => body;
 
 export const api = {
   recommend: (body, signal) => call("POST", "v1/recommendations", body, signal),

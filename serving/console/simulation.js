@@ -74,13 +74,13 @@ function plainTable(title, heads, rows) {
     h("thead", {}, h("tr", {}, heads.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows))));
 }
 
-/** On how many of the requests each rule was in force; those that never were say so. */
+/** On how many of the requests each rule had something to do; those that never had say so. */
 function fired({ fired: rules, never, replayed, rule }) {
   const idle = new Set(never);
   const rows = rules.map((one) => h("tr", { "data-fired": one.rule, "data-never": idle.has(one.rule) },
     h("th", { scope: "row" }, one.rule === rule ? h("b", {}, one.rule) : one.rule, idle.has(one.rule) && h("span", { class: "chip" }, "never")),
     h("td", {}, percent(one.current / replayed)), h("td", {}, percent(one.draft / replayed))));
-  return rows.length ? plainTable("In force on", ["Rule", "Now", "Draft"], rows) : null;
+  return rows.length ? plainTable("Fired on", ["Rule", "Now", "Draft"], rows) : null;
 }
 
 /** The heads of the two lists of one request; what is only on one of them stands out. */
@@ -100,11 +100,12 @@ function examples(found) {
 export function renderSimulation(found) {
   if (!found.replayed) {
     return [h("p", { class: "empty" }, "No logged request could be asked again.",
-      h("small", {}, "Lists are logged as they are answered: open some, wait a second, and try it again."))];
+      h("small", {}, found.pages ? "There were pages only, and their lists are not asked again: ask for lists of their placements, and try it again."
+        : "Lists are logged as they are answered: open some, wait a second, and try it again."))];
   }
   const few = found.replayed < found.logged && `; there was no time for ${plural(found.logged - found.replayed, "more", "more")}`;
   const idle = found.never.includes(found.rule)
-    && h("p", { class: "hint" }, "The draft itself was in force on none of these requests: nothing was found out about it.");
+    && h("p", { class: "hint" }, "The draft itself did nothing on any of these requests: nothing was found out about it.");
   return [headline(found), idle, odds(found),
     h("div", { class: "grid" }, [exposure, categories, bands, means, fired, examples].map((draw) => draw(found))),
     h("small", {}, `${plural(found.replayed, "logged request")} asked again in ${found.seconds.toFixed(1)} s${few || ""}, as if the draft held for everybody`)];

@@ -164,5 +164,4 @@ def _placement(name: str, fields: Mapping[str, Any], references: References, pat
     try:
         return PLACEMENTS.parse({**base.model_dump(mode="json"), **fields, "id": name}, references)
     except InputError as error:
-        where = f"{path}.{error.field}" if error.field else path
-        raise InputError(f"{path}: {error.message}", field=where) from None
+        raise error.within(path) from None

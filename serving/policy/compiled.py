@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from embeddings.errors import InputError, unknown_name
+from embeddings.errors import Conflict, InputError, unknown_name
 from serving.policy.arms import NOTHING, Changes
 from serving.policy.columns import ItemColumns, Mask
 from serving.policy.conditions import Condition
@@ -23,9 +23,11 @@ from serving.policy.contents import CONTENTS, Content
 from serving.policy.kinds import C, D, Kind, PolicyDocument, References
 from serving.policy.layers import EXPERIMENTS
 from serving.policy.layouts import LAYOUTS, Layout, layout_of
+from serving.policy.moments import check_time
 from serving.policy.placements import DEFAULT, PLACEMENTS, READY_MADE, Placement
 from serving.policy.rules import RULES, Boost, Bury, Cap, Exclude, Include, Pin, Rule
 from serving.policy.segments import SEGMENTS, Segments
+from serving.policy.uses import Key, need, users
 
 KINDS: tuple[Kind[Any, Any], ...] = (PLACEMENTS, SEGMENTS, RULES, CONTENTS, LAYOUTS, EXPERIMENTS)
 """Every kind of documents. A document may speak of those of its own kind and of the kinds before it."""
@@ -142,15 +144,44 @@ class Policy:
         return self.of(PLACEMENTS)
 
     def admit(self, kind: Kind[D, C], raw: Mapping[str, Any], *, item_attributes: Iterable[str] | None) -> D:
-        """Validate a raw document as it would stand among those in force; raises `InputError`."""
+        """Validate a raw document as it would stand among those in force from now on.
+
+        Raises `InputError`, and `Conflict` where one of those that need it would not hold any more.
+        """
         known = None if item_attributes is None else frozenset(item_attributes)
         references = References(item_attributes=known, documents=self.documents)
         document = kind.parse(raw, references)
-        among = {**cast(Mapping[str, D], self.documents[kind.name]), document.id: document}
+        of_kind = cast(Mapping[str, D], self.documents[kind.name])
+        check_time(document, of_kind.get(document.id), time.time())
+        among = {**of_kind, document.id: document}
         for problem in _compiled(kind, among, references)[1]:
             if problem.id == document.id:
                 raise InputError(problem.message, field=problem.field)
+        self._check_users(kind, document.id, References(documents={**self.documents, kind.name: among}))
         return document
+
+    def _check_users(self, kind: Kind[Any, Any], name: str, references: References) -> None:
+        """Raise `Conflict` where a document that needs another one would not hold any more as that is now."""
+        kinds = {one.name: one for one in KINDS}
+        for user, user_id in users((kind.name, name), self.documents):
+            if self.problem(kinds[user], user_id) is not None:
+                continue
+            try:
+                kinds[user].parse(self.documents[user][user_id].model_dump(mode="json"), references)
+            except InputError as error:
+                raise Conflict(
+                    f"the {user} '{user_id}' would not hold any more: {error.message}; change it first", field="id"
+                ) from None
+
+    def check_needed(self, kind: Kind[Any, Any], name: str) -> None:
+        """Raise `Conflict` where others need a document that is to be removed; one that is ready-made stays for layouts."""
+        needing = [key for key in users((kind.name, name), self.documents) if not _stays(kind, name, key)]
+        if needing:
+            raise Conflict(
+                f"{need(needing)} the {kind.name} '{name}'; stop experiments that run, take it out of the others, "
+                "then remove it",
+                field="id",
+            )
 
     def with_rules(self, rules: Iterable[Rule]) -> Policy:
         """The same policy with some rules in place of those of the same id, or beside the others."""
@@ -217,6 +248,11 @@ class Policy:
     def bind(self, columns: ItemColumns, *, now: float | None = None) -> BoundPolicy:
         """Compute every enabled rule's item mask over a segment; `now` in seconds since 1970 (default: the clock)."""
         return BoundPolicy(self, columns, now=time.time() if now is None else now)
+
+
+def _stays(kind: Kind[Any, Any], name: str, user: Key) -> bool:
+    """Whether there is one without being written that will do; an experiment needs the one that it began with."""
+    return name in kind.ready_made and user[0] != EXPERIMENTS.name
 
 
 def _valid(

@@ -74,6 +74,10 @@ class Condition(ABC):
         """Every comparison of an attribute that is in it."""
         return [leaf for leaf in self._leaves() if isinstance(leaf, Comparison) and leaf.attribute == attribute]
 
+    def asked(self) -> list[Did]:
+        """Everything in it that asks what somebody did."""
+        return [leaf for leaf in self._leaves() if isinstance(leaf, Did)]
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON that `parse` (`syntax.py`) reads back into an equal tree."""
         return self._json()

@@ -9,15 +9,24 @@ from functools import lru_cache
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from embeddings.errors import InputError
+from embeddings.sentences import sentence
 
 ZONE = "time_zone"
 """The attribute of a person that says where they live, such as Europe/Berlin."""
 
 MINUTES = 24 * 60
-Clock = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+
+
+def _clock(text: str) -> str:
+    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", text):
+        raise ValueError("must be a time of day with two digits each, such as 09:00")
+    return text
+
+
+Clock = Annotated[str, AfterValidator(_clock), Field(json_schema_extra={"pattern": r"^([01]\d|2[0-3]):[0-5]\d$"})]
 
 
 class Cap(BaseModel):
@@ -63,9 +72,9 @@ class Quiet(BaseModel):
         start, _, end = text.strip().partition("-")
         try:
             return cls(start=start, end=end, zone=zone)
-        except ValueError as error:
-            said = str(error).partition("Value error, ")[2].partition(" [")[0]
-            what = said or "is not a time of day and another, such as 21:00-08:00"
+        except ValidationError as error:
+            (detail, *_) = error.errors(include_url=False)
+            what = "is not a time of day and another, such as 21:00-08:00" if detail["loc"] else sentence(detail)
             raise InputError(f"quiet: '{text}' {what}", field="quiet") from None
 
     def until(self, at: datetime, attributes: Mapping[str, Any]) -> datetime | None:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, ConfigDict, Field, JsonValue, Strict, Stric
 
 from embeddings.errors import InputError, unknown_name
 from embeddings.schema import Id, Label, Name, Row, first_error
+from embeddings.sentences import sentence
 from serving.policy.conditions import Comparison
 from serving.policy.contact import Cap, Quiet
 from serving.policy.contradictions import contradiction
@@ -234,7 +235,7 @@ def parse_content(raw: Mapping[str, Any]) -> Content:
 
 
 def _first_wrong(error: ValidationError) -> InputError:
-    detail = error.errors(include_url=False, include_input=False)[0]
+    detail = error.errors(include_url=False)[0]
     place = list(map(str, detail["loc"]))
     field = ".".join(place)
     cause = detail.get("ctx", {}).get("error")
@@ -251,7 +252,7 @@ def _first_wrong(error: ValidationError) -> InputError:
         return InputError(f"unknown field '{field}'", field=field)
     if len(place) < 2:
         return first_error(error, known=Content.model_fields)
-    return InputError(f"{field}: {detail['msg'].removeprefix('Value error, ')}", field=field)
+    return InputError(f"{field}: {sentence(detail)}", field=field)
 
 
 def _parsed(raw: Mapping[str, Any], references: References) -> Content:

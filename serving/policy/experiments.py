@@ -15,9 +15,10 @@ from pydantic import ConfigDict, Field, Strict, ValidationError
 from embeddings.errors import InputError
 from embeddings.schema import Name, Row, first_error
 from serving.policy.arms import Arm, Names, changes_of, touched
+from serving.policy.contradictions import contradiction
 from serving.policy.kinds import PolicyDocument, References
 from serving.policy.placements import Share
-from serving.policy.rules import Instant, Tree
+from serving.policy.rules import Instant, Tree, check_segments
 
 HOLDOUT = "holdout"
 """The arm of those who are kept out of an experiment for good."""
@@ -30,8 +31,8 @@ Metric = Literal[
     "clicks", "conversion", "orders", "revenue", "average_order", "retention_7", "retention_28", "lifetime_value"
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-FIXED = ("layer", "slice", "holdout", "arms", "when", "placements", "events")
-"""What may not change once people are in an experiment: its arms would not be comparable any more."""
+MAY_CHANGE = ("state", "traffic", "ends_at", "guardrails", "primary", "description")
+"""What may change once an experiment has run, beside `stopped` of an arm: its figures stay comparable, and hold."""
 
 MAX_ARMS = 10
 MAX_GUARDRAILS = 10
@@ -99,6 +100,11 @@ class Experiment(PolicyDocument):
         return self.arms[0]
 
     @property
+    def switched(self) -> frozenset[str]:
+        """The rules that any arm switches on or off."""
+        return frozenset(name for arm in self.arms for name in (*arm.rules_on, *arm.rules_off))
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """Share of each arm."""
         return tuple(1 / len(self.arms) if arm.weight is None else arm.weight for arm in self.arms)
@@ -133,6 +139,7 @@ def parse_experiment(raw: Mapping[str, Any], *, references: References) -> Exper
         raise _first_wrong(error) from None
     for field, message in _wrong(experiment):
         raise InputError(f"{field}: {message}", field=field)
+    check_segments(experiment.when, references, field="when")
     for place, arm in enumerate(experiment.arms):
         changes_of(arm, references, path=f"arms.{place}")
     for other in references.documents.get("experiment", {}).values():
@@ -177,6 +184,15 @@ def _wrong(one: Experiment) -> Iterator[tuple[str, str]]:
         yield "slice", f"start {one.slice.start:g} must lie below end {one.slice.end:g}"
     if one.span[0] >= one.span[1]:
         yield "ends_at", "must lie after starts_at"
+    if one.state == "running" and not one.traffic:
+        yield "traffic", "is 0, so nobody would take part; give it a share, or leave the experiment a draft"
+    if (why := contradiction(one.when)) is not None:
+        yield "when", f"nobody could ever take part: {why}"
+    yield from _wrong_arms(one)
+
+
+def _wrong_arms(one: Experiment) -> Iterator[tuple[str, str]]:
+    """The same within its arms."""
     ids = [arm.id for arm in one.arms]
     for place, name in enumerate(ids):
         if name == HOLDOUT:
@@ -190,6 +206,10 @@ def _wrong(one: Experiment) -> Iterator[tuple[str, str]]:
         yield "arms", f"weights add up to {math.fsum(given):g}; they must add up to 1"
     if one.control.stopped is not None:
         yield "arms.0.stopped", "the first arm is what others are compared with; stop the experiment instead"
+    for place, arm in enumerate(one.arms):
+        for name, fields in arm.placements.items():
+            if not fields:
+                yield f"arms.{place}.placements.{name}", "changes no field; say what is other, or leave it out"
     if not one.placements and not any(touched(one.arms)):
         yield "arms", "no arm changes anything and 'placements' names none: nobody would ever be part of it"
 
@@ -200,12 +220,12 @@ def _check_step(before: Experiment, after: Experiment) -> None:
         return
     if after.state == "draft":
         raise InputError("state: it has run and is no draft any more; use another id for another one", field="state")
-    for name in FIXED:
+    for name in Experiment.model_fields:
         old, new = (_plain(one, name) for one in (before, after))
-        if old != new:
+        if name not in MAY_CHANGE and old != new:
             raise InputError(
-                f"{name}: may not change once an experiment has run; stop it and make another one. What may: state, "
-                "traffic, ends_at, guardrails, primary, description, and 'stopped' of an arm",
+                f"{name}: may not change once an experiment has run; stop it and make another one. What may: "
+                f"{', '.join(MAY_CHANGE)}, and 'stopped' of an arm",
                 field=name,
             )
 

@@ -27,7 +27,8 @@ def check_distinct(ids: Iterable[str], *, field: str, what: str) -> None:
     seen: set[str] = set()
     for place, name in enumerate(ids):
         if name in seen:
-            raise InputError(f"{field}: '{name}' is the id of another {what}", field=f"{field}.{place}.id")
+            path = f"{field}.{place}.id"
+            raise InputError(f"{path}: '{name}' is the id of another {what}", field=path)
         seen.add(name)
 
 

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, StrictBool, Vali
 
 from embeddings.errors import InputError, NotFound, unknown_name
 from embeddings.schema import Id, Label, Row, first_error
+from embeddings.sentences import sentence
 from serving.policy.columns import FIELDS
 from serving.policy.contents import Content, check_alert_of_state, check_no_alert
 from serving.policy.kinds import Kind, PolicyDocument, References, by_id, check_distinct
@@ -243,7 +244,7 @@ def _named(kind: str, name: str, references: References, field: str) -> PolicyDo
 
 
 def _first_wrong(error: ValidationError) -> InputError:
-    detail = error.errors(include_url=False, include_input=False)[0]
+    detail = error.errors(include_url=False)[0]
     place = [part for part in detail["loc"] if part not in SLOTS]
     field = ".".join(map(str, place))
     cause = detail.get("ctx", {}).get("error")
@@ -260,7 +261,7 @@ def _first_wrong(error: ValidationError) -> InputError:
         return InputError(f"unknown field '{field}'", field=field)
     if len(place) < 2:
         return first_error(error, known=Layout.model_fields)
-    return InputError(f"{field}: {detail['msg'].removeprefix('Value error, ')}", field=field)
+    return InputError(f"{field}: {sentence(detail)}", field=field)
 
 
 def _joined(*parts: str | None) -> str:

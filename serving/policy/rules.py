@@ -28,6 +28,7 @@ from pydantic import (
 from embeddings.errors import InputError, unknown_name
 from embeddings.ids import bucket
 from embeddings.schema import Id, Row, first_error
+from embeddings.sentences import near, sentence
 from serving.policy.columns import FIELDS
 from serving.policy.conditions import HISTORY, Condition
 from serving.policy.contradictions import contradiction
@@ -217,15 +218,19 @@ def asks_for_people(when: Condition) -> bool:
     return any(name.startswith(("user.", HISTORY, "time.local_")) for name in when.attributes())
 
 
+def segments_named(when: Condition | None) -> Iterator[str]:
+    """The segments that a condition names."""
+    for leaf in [] if when is None else when.comparisons(SEGMENT):
+        if leaf.op in ("eq", "ne", "in", "contains"):
+            yield from map(str, leaf.value if isinstance(leaf.value, tuple) else (leaf.value,))
+
+
 def check_segments(when: Condition | None, references: References, *, field: str) -> None:
     """Raise `InputError` where a condition names a segment that there is none of."""
-    if when is None or SEGMENT_KIND not in references.documents:
-        return
     known = references.ids(SEGMENT_KIND)
-    for leaf in when.comparisons(SEGMENT):
-        for value in leaf.value if isinstance(leaf.value, tuple) else (leaf.value,):
-            if leaf.op in ("eq", "ne", "in", "contains") and value not in known:
-                raise unknown_name("segment", str(value), known, field=field)
+    for name in segments_named(when) if SEGMENT_KIND in references.documents else ():
+        if name not in known:
+            raise unknown_name("segment", name, known, field=field)
 
 
 def parse_rule(raw: Mapping[str, Any], *, item_attributes: Iterable[str] | None) -> Rule:
@@ -244,7 +249,7 @@ def parse_rule(raw: Mapping[str, Any], *, item_attributes: Iterable[str] | None)
 
 
 def _first_wrong(error: ValidationError) -> InputError:
-    detail = error.errors(include_url=False, include_input=False)[0]
+    detail = error.errors(include_url=False)[0]
     context, place = detail.get("ctx", {}), detail["loc"]
     cause = context.get("error")
     if isinstance(cause, InputError):
@@ -256,9 +261,10 @@ def _first_wrong(error: ValidationError) -> InputError:
     # pydantic's path through the union names the action in between, which no document has
     path = f"action.{place[2]}"
     if detail["type"] == "extra_forbidden":
-        known = ", ".join(ACTIONS[str(place[1])].model_fields)
-        return InputError(f"unknown field '{path}'; known: {known}", field=path)
-    return InputError(f"{path}: {detail['msg']}", field=path)
+        known = ACTIONS[str(place[1])].model_fields
+        hint = near(str(place[-1]), known) or ";"
+        return InputError(f"unknown field '{path}'{hint} known: {', '.join(known)}", field=path)
+    return InputError(f"{path}: {sentence(detail)}", field=path)
 
 
 def _parsed(raw: Mapping[str, Any], references: References) -> Rule:

@@ -18,9 +18,11 @@ from embeddings.schema import Id, first_error
 from serving.policy.columns import FIELDS
 from serving.policy.contradictions import contradiction
 from serving.policy.kinds import Kind, PolicyDocument, References, Report
-from serving.policy.rules import SEGMENT, SEGMENT_KIND, FactNames, Tree
+from serving.policy.rules import SEGMENT, SEGMENT_KIND, FactNames, Tree, segments_named
 
 MAX_PROTOTYPES = 50
+NAMING = ("eq", "in", "contains")
+"""How a segment may ask for others."""
 
 
 class PersonNames(FactNames):
@@ -62,14 +64,21 @@ class Segment(PolicyDocument):
             raise InputError("partition: only segments with prototypes can be near or far", field="partition")
         if (why := contradiction(self.when)) is not None:
             raise InputError(f"when: nobody can ever be in it: {why}", field="when")
+        # Anything else would depend on which segments were asked before, and on this one itself.
+        for leaf in [] if self.when is None else self.when.comparisons(SEGMENT):
+            values = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
+            if leaf.op not in NAMING or not all(isinstance(one, str) for one in values):
+                raise InputError(
+                    f"when: a segment names the segments it asks for: '{SEGMENT}' takes {', '.join(NAMING)} with ids here; "
+                    "for people who are not in one, put that into 'not'",
+                    field="when",
+                )
         return self
 
     @property
     def named(self) -> frozenset[str]:
         """The segments that its condition names."""
-        leaves = [] if self.when is None else self.when.comparisons(SEGMENT)
-        values = [one for leaf in leaves for one in (leaf.value if isinstance(leaf.value, tuple) else (leaf.value,))]
-        return frozenset(one for one in values if isinstance(one, str))
+        return frozenset(segments_named(self.when))
 
 
 Near = Callable[[], Mapping[str, float]]
@@ -133,17 +142,27 @@ def _in_order(segments: Mapping[str, Segment], references: References, report: R
     ordered: dict[str, Segment] = {}
     while ready := [name for name, one in waiting.items() if one.named <= ordered.keys()]:
         ordered |= {name: waiting.pop(name) for name in ready}
-    for name, one in waiting.items():
-        missing = sorted(one.named - segments.keys())
-        if missing:
-            what = f"there is no segment '{missing[0]}'"
-        elif name in one.named:
-            what = f"'{name}' refers to itself"
-        else:
-            others = ", ".join(sorted(one.named & waiting.keys()))
-            what = f"'{name}' names {others}, which leads back to it or to nothing"
-        report(name, InputError(f"when: {what}", field="when"))
+    for name in waiting:
+        report(name, InputError(f"when: {_astray(name, segments, waiting)}", field="when"))
     return Segments(tuple(ordered.values()))
+
+
+def _astray(name: str, segments: Mapping[str, Segment], waiting: Mapping[str, Segment]) -> str:
+    """Where a segment that has no place in the order leads, and what to change."""
+    way = [name]
+    while True:
+        if missing := sorted(waiting[way[-1]].named - segments.keys()):
+            gone = f"there is no segment '{missing[0]}'"
+            return (
+                gone if len(way) == 1 else f"'{way[-2]}' names '{way[-1]}', and {gone}: write it, or change '{way[-1]}'"
+            )
+        onward = min(waiting[way[-1]].named & waiting.keys())
+        if onward == name == way[-1]:
+            return f"'{name}' refers to itself; take it out of its own condition"
+        if onward in way:
+            loop = " -> ".join([*way, onward])
+            return f"'{onward}' leads back to itself: {loop}; take one of these names out of a condition"
+        way.append(onward)
 
 
 SEGMENTS = Kind(name=SEGMENT_KIND, plural="segments", model=Segment, parse=parse_segment, compile=_in_order)

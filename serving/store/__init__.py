@@ -17,7 +17,7 @@ from serving.store.catalogue import Catalogue, Changes, ItemPage
 from serving.store.contacts import Contact, Contacts
 from serving.store.database import WAIT_S, Database, number
 from serving.store.decisions import Decision, DecisionPage, Decisions
-from serving.store.documents import AuditEntry, Document, Documents
+from serving.store.documents import AuditEntry, Document, Documents, difference
 from serving.store.erasures import Erased, Erasures
 from serving.store.events import Appended, Events
 from serving.store.examine import examine
@@ -72,6 +72,7 @@ __all__ = [
     "UserPage",
     "UserSummary",
     "Writer",
+    "difference",
 ]
 
 

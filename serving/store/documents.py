@@ -42,7 +42,7 @@ class Document:
 class AuditEntry:
     """Who changed what, when and why (None: nobody said).
 
-    `action` is create, update or delete; `before` or `after` is None where nothing was.
+    `action` is create, update, delete or rollback; `before` or `after` is None where nothing was.
     """
 
     version: int
@@ -54,6 +54,12 @@ class AuditEntry:
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     why: str | None
+
+
+def difference(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two bodies differ, in their order, with both values; None where there is none."""
+    old, new = before or {}, after or {}
+    return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
 
 
 class Documents:
@@ -76,8 +82,9 @@ class Documents:
         why: str | None = None,
         expected_version: int | None = None,
         validate_only: bool = False,
+        action: str | None = None,
     ) -> Document:
-        """Create or replace a document; `why` goes into the audit.
+        """Create or replace a document; `why` and `action` (None: create or update) go into the audit.
 
         `expected_version` is the version that the caller has seen, 0 for "there is none yet", None for whatever is
         there. Writing what is there already changes nothing and returns it. With `validate_only` nothing is written, and
@@ -111,7 +118,7 @@ class Documents:
                 "updated_by": by,
             }
             connection.execute(self._put, {**row, "checksum": checksum(*(row[name] for name in DOCUMENT))})
-            record(connection, kind, document_id, by, at, version, stored and stored.body, written, why)
+            record(connection, kind, document_id, by, at, version, stored and stored.body, written, why, action)
             return Document(**{**row, "body": json.loads(written), "updated_at": moment(at)})
 
         return self._database.write(work)
@@ -146,10 +153,12 @@ class Documents:
         why: str | None = None,
         expected_version: int | None = None,
         validate_only: bool = False,
+        action: str | None = None,
     ) -> int:
         """Delete a document and return the version of that change; raises `NotFound`, or `Conflict` as `put` does.
 
-        With `validate_only` nothing is deleted, and the version of the document comes back.
+        `why` and `action` (None: delete) go into the audit. With `validate_only` nothing is deleted, and the version of the
+        document comes back.
         """
 
         def work(connection: Connection) -> int:
@@ -162,7 +171,8 @@ class Documents:
                 return int(stored.version)
             version = advance(connection, "documents")
             connection.execute(delete(DOCUMENTS).where(DOCUMENTS.c.kind == kind, DOCUMENTS.c.id == document_id))
-            record(connection, kind, document_id, by, time.time_ns() // 1000, version, stored.body, None, why)
+            at = time.time_ns() // 1000
+            record(connection, kind, document_id, by, at, version, stored.body, None, why, action)
             return version
 
         return self._database.write(work)
@@ -205,9 +215,10 @@ def record(
     before: str | None,
     after: str | None,
     why: str | None = None,
+    action: str | None = None,
 ) -> None:
     """Add a change to the audit; `before` and `after` are JSON, `at` in microseconds since 1970."""
-    action = "delete" if after is None else "create" if before is None else "update"
+    action = action or ("delete" if after is None else "create" if before is None else "update")
     row: dict[str, Any] = {"version": version, "at": at, "by": by, "action": action, "kind": kind, "id": document_id}
     row |= {"before": before, "after": after, "why": why}
     connection.execute(insert(AUDIT), {**row, "checksum": checksum(*(row[name] for name in _audited(why)))})
