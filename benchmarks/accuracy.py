@@ -29,7 +29,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.results import keep
-from embeddings.features import Ints
+from embeddings.arrays import Ints
 from embeddings.ids import UNKNOWN
 from training.baselines import EASE, ItemKNN, Popularity
 from training.cli import activity, output

@@ -13,11 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.arrays import Doubles
 from training.behaviour import sigmoid
 from training.shop import Shop
 from training.shoppers import draw_shoppers
 
-Doubles = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 COMMONLY = -2.2

@@ -27,8 +27,9 @@ from benchmarks.load import percentile_ms
 from benchmarks.results import keep
 from benchmarks.searchers import Ask, Hnswlib, Release, Scan, Searcher, Usearch
 from benchmarks.vectors import LENGTHS, make_mask, make_vectors
+from embeddings.arrays import Floats, Mask
 from embeddings.effort import found
-from embeddings.scan import Floats, Mask, Matrix
+from embeddings.scan import Matrix
 
 FLOOR = 0.98
 FILTERS = ((1.0, False), (0.1, False), (0.01, False), (0.001, False), (0.1, True), (0.01, True))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.analysis.intervals import Numbers
+from embeddings.arrays import Doubles
 from serving.analysis.people import People
 from serving.policy.experiments import Experiment
 from serving.request.assignment import arm_of
@@ -37,8 +37,8 @@ class Visits(NamedTuple):
     """Some visits of the people of a test: whose, on which day of the test, and what they brought [.., metrics]."""
 
     who: npt.NDArray[np.int64]
-    day: Numbers
-    brought: Numbers
+    day: Doubles
+    brought: Doubles
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Population:
     """`brought` [2, P, V, metrics] of the plain and the better list; `rate` [P] visits a day."""
 
     brought: npt.NDArray[np.float32]
-    rate: Numbers
+    rate: Doubles
 
     @classmethod
     def draw(cls, *, people: int, visits: int, items: int, seed: int) -> Population:
@@ -75,9 +75,9 @@ class Population:
                 found[way, :, column] = np.bincount(acts.session, weights=worth, minlength=len(whose))
         return cls(found.reshape(2, people, visits, len(METRICS)), everybody.sessions_per_day)
 
-    def true_means(self, days: float) -> Numbers:
+    def true_means(self, days: float) -> Doubles:
         """What a person brings in so many days, on average, in either way: [2, metrics]."""
-        means: Numbers = (self.brought.mean(axis=2, dtype=np.float64) * self.rate[:, None] * days).mean(axis=1)
+        means: Doubles = (self.brought.mean(axis=2, dtype=np.float64) * self.rate[:, None] * days).mean(axis=1)
         return means
 
 
@@ -98,7 +98,7 @@ class Test:
         before = self._visits(self.arrival - DAYS, self.arrival, np.zeros(people, dtype=bool))
         self.before = self._sums(before, np.ones(len(before.who), dtype=bool))
 
-    def _visits(self, start: Numbers, end: Numbers, treated: Flags) -> Visits:
+    def _visits(self, start: Doubles, end: Doubles, treated: Flags) -> Visits:
         counts = self.rng.poisson(self.world.rate[self.row] * (end - start))
         who = np.repeat(np.arange(self.people), counts)
         day = self.rng.uniform(start[who], end[who])
@@ -106,7 +106,7 @@ class Test:
         nth = self.rng.integers(0, self.world.brought.shape[2], len(who))
         return Visits(who, day, self.world.brought[way, self.row[who], nth].astype(np.float64))
 
-    def _sums(self, visits: Visits, chosen: Flags) -> Numbers:
+    def _sums(self, visits: Visits, chosen: Flags) -> Doubles:
         """What each person brought, [N, metrics]."""
         who, brought = visits.who[chosen], visits.brought[chosen]
         return np.stack([np.bincount(who, weights=column, minlength=self.people) for column in brought.T], axis=1)

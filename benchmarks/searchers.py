@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from embeddings.arrays import Floats, Mask
 from embeddings.ids import Rows
 from embeddings.index import VectorIndex
-from embeddings.scan import Floats, Mask, faiss
+from embeddings.scan import faiss
 
 WIDTHS = (0, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200, 4800)
 """How many rows a graph keeps in view (`ef`, `expansion`), from too few to more than anybody would; never fewer than k."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from embeddings.scan import Floats, Mask
+from embeddings.arrays import Floats, Mask
 
 CLUSTER, GROUP = 200, 50
 FALL = 0.35

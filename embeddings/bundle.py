@@ -31,8 +31,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from embeddings.arrays import Floats, Ints
 from embeddings.errors import BundleError
-from embeddings.features import FeatureSpec, Floats, Ints, gap_buckets
+from embeddings.features import FeatureSpec, gap_buckets
 from embeddings.fused import FusedRanker, FusedUser, FusedUsers, fuse_users
 from embeddings.ids import IdMap
 from embeddings.index import VectorIndex

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
+from embeddings.arrays import Floats
 from embeddings.bundle import Bundle, ItemTable, build_towers, require_finite
 from embeddings.errors import BundleError
-from embeddings.features import FeatureSpec, Floats
+from embeddings.features import FeatureSpec
 from embeddings.golden import GOLDENS, check_golden
 from embeddings.ids import IdMap
 from embeddings.index import VectorIndex

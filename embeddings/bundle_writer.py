@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
+from embeddings.arrays import Floats
 from embeddings.bundle import require_finite
 from embeddings.durable import flush
 from embeddings.errors import BundleError
-from embeddings.features import FeatureSpec, Floats
+from embeddings.features import FeatureSpec
 from embeddings.golden import GOLDENS, Golden
 from embeddings.index import VectorIndex
 from embeddings.manifest import FORMAT, GOLDEN, MANIFEST, NEIGHBOURS, PACES, TOGETHER, Manifest, digest

@@ -18,8 +18,9 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from embeddings.arrays import Floats, Mask
 from embeddings.ids import Rows
-from embeddings.scan import Floats, Mask, Matrix, faiss, threads
+from embeddings.scan import Matrix, faiss, threads
 
 CELLS: Final = 4.0
 """Times the square root of the rows: half as many are slower at a million rows, twice as many at 100,000."""

@@ -17,9 +17,10 @@ from typing import Final, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from embeddings.arrays import Floats, Mask
 from embeddings.cells import Cells
 from embeddings.ids import Rows
-from embeddings.scan import Floats, Mask, Matrix, ordered
+from embeddings.scan import Matrix, ordered
 
 SHARES: Final = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
 """Shares of allowed rows that are measured, until reading all allowed rows is cheaper."""

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from embeddings.arrays import Floats, unit
 from embeddings.bundle import Bundle
 from embeddings.bundle_reader import open_bundle
 from embeddings.errors import InputError, NotFound, unknown_name
-from embeddings.features import Floats, item_tokens
+from embeddings.features import item_tokens
 from embeddings.ids import UNKNOWN, Rows
 from embeddings.releases import current_release
 
@@ -110,9 +111,7 @@ def clusters(bundle: Bundle, count: int = 12, *, seed: int = 0) -> tuple[npt.NDA
 
     A name is made of the attribute values that are most over-represented inside (by lift times share).
     """
-    vectors = np.ascontiguousarray(
-        bundle.matrix / np.maximum(np.linalg.norm(bundle.matrix, axis=1, keepdims=True), 1e-9)
-    )
+    vectors = np.ascontiguousarray(unit(bundle.matrix))
     means = faiss.Kmeans(
         vectors.shape[1], min(count, len(vectors)), seed=seed, spherical=True, min_points_per_centroid=1
     )

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from embeddings.arrays import Floats, Ints
 from embeddings.errors import unknown_name
 from embeddings.ids import bucket
 from embeddings.schema import Item, Name
@@ -38,9 +39,6 @@ ALIKE = 1e-9
 MAX_WORDS = 48
 MAX_CONTEXT_TOKENS = 16
 _WORD = re.compile(r"\w+", re.UNICODE)
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 class EventKind(BaseModel):

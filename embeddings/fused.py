@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embeddings.features import Floats, Ints
+from embeddings.arrays import Floats, Ints
 from embeddings.ranker import Ranker
 from embeddings.two_tower import SHORTEST, Attention, Block, FilteredBlock, UserEnsemble, UserTower
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from embeddings.arrays import Floats
 from embeddings.bundle import Bundle, require_finite
 from embeddings.errors import BundleError
-from embeddings.features import Floats
 from embeddings.ranker import FEATURES
 
 FLOOR = 0.9

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.features import Floats, Ints
+from embeddings.arrays import Floats, Ints
 from embeddings.ids import UNKNOWN
 
 

@@ -17,12 +17,13 @@ from typing import Final, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.arrays import Floats, Mask
 from embeddings.cells import Cells
 from embeddings.effort import Effort, found, is_cheaper, perturbed_rows, shortlist, tune
 from embeddings.errors import InputError, unknown_name
 from embeddings.ids import UNKNOWN, Rows
 from embeddings.index_file import About, read, seal, write
-from embeddings.scan import Floats, Mask, Matrix, threads
+from embeddings.scan import Matrix, threads
 
 Kind = Literal["auto", "exact", "ivf"]
 

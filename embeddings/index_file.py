@@ -15,11 +15,12 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from embeddings.arrays import Floats
 from embeddings.cells import Cells
 from embeddings.durable import put
 from embeddings.effort import Effort
 from embeddings.errors import BundleError
-from embeddings.scan import Floats, Matrix
+from embeddings.scan import Matrix
 
 FOOTER: Final = struct.Struct("<I8s")
 MARK: Final = b"BESPIDX2"

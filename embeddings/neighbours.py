@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from embeddings.features import Floats
+from embeddings.arrays import Floats
 from embeddings.ids import UNKNOWN
 from embeddings.index import VectorIndex
 

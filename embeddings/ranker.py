@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embeddings.features import Floats
+from embeddings.arrays import Floats
 from embeddings.ids import UNKNOWN
 from embeddings.successors import Successors
 from embeddings.traits import KEPT, Traits

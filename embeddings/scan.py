@@ -16,14 +16,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from embeddings.arrays import Floats, Mask
 from embeddings.ids import Rows
 
 faiss: Any = importlib.import_module("faiss")  # its stubs lack the search parameters and much of the rest
-
-Floats = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 
 class Matrix:

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.features import Floats, Ints
+from embeddings.arrays import Floats, Ints
 
 LATEST: Final = 10
 """Events of a history whose successors count."""

@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.features import Floats, Ints, ItemFeatures
+from embeddings.arrays import Floats, Ints
+from embeddings.features import ItemFeatures
 from embeddings.heaviest import heaviest
 from embeddings.ids import UNKNOWN
 from embeddings.successors import DECAY, LATEST

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embeddings.features import GAP_BUCKETS, Floats, ItemFeatures
+from embeddings.arrays import Floats
+from embeddings.features import GAP_BUCKETS, ItemFeatures
 
 SHORTEST = 1e-6
 """Vectors shorter than this count as this long."""

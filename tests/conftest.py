@@ -29,9 +29,10 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import settings
 
+from embeddings.arrays import Floats
 from embeddings.bundle import build_towers
 from embeddings.bundle_writer import Parts, Provenance, write_bundle
-from embeddings.features import FeatureSpec, Floats
+from embeddings.features import FeatureSpec
 from embeddings.index import VectorIndex
 from embeddings.neighbours import Neighbours, nearest_items
 from embeddings.ranker import FEATURES, Ranker, RankerConfig

@@ -12,7 +12,8 @@ import pytest
 from benchmarks import index
 from benchmarks.searchers import Ask, Scan, more
 from benchmarks.vectors import make_mask, make_vectors
-from embeddings.scan import Floats, Mask, Matrix
+from embeddings.arrays import Floats, Mask
+from embeddings.scan import Matrix
 
 
 class Halting:

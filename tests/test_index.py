@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import embeddings.effort
 import embeddings.index
+from embeddings.arrays import Floats
 from embeddings.effort import Effort, perturbed_rows
 from embeddings.errors import BundleError, InputError
 from embeddings.index import VectorIndex
 
-Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 

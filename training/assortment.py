@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embeddings.arrays import Floats, Ints
 from embeddings.errors import NotFound
 from embeddings.schema import ITEMS
 
@@ -26,9 +27,7 @@ DAY = 86_400
 BLOCK = 16_384
 """Items drawn by one generator; part of what a seed means, so never tuned."""
 
-Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 
 class Department(NamedTuple):

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from embeddings.arrays import Floats
 from embeddings.errors import InputError
 from embeddings.ids import UNKNOWN, Rows
 
-Floats = npt.NDArray[np.float32]
 Keys = npt.NDArray[np.uint64]
 Sparse: TypeAlias = Any
 """A scipy CSR matrix or array of weights, not negative (scipy carries no types)."""

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.assortment import BASE_PRICE, DAY, DEPARTMENT_OF, DEPARTMENTS, REFILL_DAYS, Assortment, Floats, Ints
+from embeddings.arrays import Floats, Ints
+from training.assortment import BASE_PRICE, DAY, DEPARTMENT_OF, DEPARTMENTS, REFILL_DAYS, Assortment
 from training.shoppers import CHANNELS, COUNTRIES, DEVICES, Shoppers
 
 Seconds = npt.NDArray[np.float64]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from training.dataset import Mask
+from embeddings.arrays import Mask
 from training.metrics import expected_calibration_error, log_loss
 
 CALIBRATION_BINS = 100

@@ -21,16 +21,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embeddings.arrays import Floats, Ints, Mask
 from embeddings.durable import put
 from embeddings.errors import DataError
-from embeddings.features import Floats, Ints
 from embeddings.ids import UNKNOWN, bucket
 from embeddings.two_tower import TwoTower
 from training.about import COLD_START, Source
 from training.baselines import top_rows
 from training.config import Config, Run
 from training.contenders import read_by, training_matrix, vectors_of
-from training.dataset import Dataset, Mask, Targets, first_touches, single_targets
+from training.dataset import Dataset, Targets, first_touches, single_targets
 from training.examples import CHUNK, EventCounts
 from training.loop import Progress, train
 from training.metrics import Interval, Scores, Values, score

@@ -16,15 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from embeddings.arrays import Floats, Ints, Mask
 from embeddings.bundle import Bundle
 from embeddings.errors import InputError
-from embeddings.features import FeatureSpec, Floats, Ints
+from embeddings.features import FeatureSpec
 from embeddings.ids import UNKNOWN, IdMap
 from embeddings.ranker import Ranker
 from embeddings.two_tower import TwoTower
 from training.baselines import EASE, ItemKNN, Popularity, RecentPopularity
 from training.calibration import CALIBRATION_BINS
-from training.dataset import Dataset, Mask, Split, Targets
+from training.dataset import Dataset, Split, Targets
 from training.examples import ListMaker, outcomes
 from training.metrics import expected_calibration_error
 from training.queries import encode_queries, rank_all, seen_items

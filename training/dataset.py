@@ -20,13 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embeddings.arrays import Ints, Mask
 from embeddings.errors import DataError, InputError
-from embeddings.features import DEFAULT_EVENT_TYPES, EventKind, FeatureSpec, Ints
+from embeddings.features import DEFAULT_EVENT_TYPES, EventKind, FeatureSpec
 from embeddings.ids import IdMap
 from embeddings.schema import ABOUT_CONTENT, EVENTS, ITEMS, Item, from_table, to_table
 
 Times = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)

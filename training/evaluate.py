@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow.compute as pc
 from rich.table import Table
 
+from embeddings.arrays import Ints
 from embeddings.bundle import Bundle
 from embeddings.errors import DataError, InputError
-from embeddings.features import Ints
 from embeddings.ranker import Ranker
 from embeddings.two_tower import TwoTower
 from training.contenders import RELEASE, Contest, Note, compete, sparse_ones, training_matrix

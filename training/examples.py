@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.features import Floats, Ints
+from embeddings.arrays import Floats, Ints, Mask
 from embeddings.ids import UNKNOWN
 from embeddings.ranker import FEATURES, RankerConfig, candidate_features
 from embeddings.successors import LATEST, Successors
 from embeddings.traits import alike, rarity, traits_of
 from embeddings.two_tower import TwoTower
-from training.dataset import Dataset, Mask, Targets, Times
+from training.dataset import Dataset, Targets, Times
 from training.queries import encode_queries, rank_all, seen_items
 
 DAY_S = 86_400.0

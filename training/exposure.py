@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.features import Ints
+from embeddings.arrays import Ints
 from embeddings.ids import UNKNOWN
 from training.contenders import Contest
 from training.metrics import gini

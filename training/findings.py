@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from embeddings.arrays import Floats, Ints
 from embeddings.bundle import Bundle
 from embeddings.explore import Method, project
-from embeddings.features import Floats, Ints
 from embeddings.ids import UNKNOWN, bucket
 from training.about import LOG
 from training.calibration import Point, reliability

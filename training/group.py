@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from embeddings.features import Ints
+from embeddings.arrays import Ints
 
 
 class Group:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embeddings.features import Ints, ItemFeatures
+from embeddings.arrays import Ints
+from embeddings.features import ItemFeatures
 from embeddings.two_tower import ItemTensors, TwoTower
 from training.config import LossConfig
 from training.losses import draw_candidates, full_softmax, sampled_softmax

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from embeddings.arrays import Floats
 from embeddings.bundle_reader import open_bundle
 from embeddings.bundle_writer import Parts, Provenance, write_bundle
 from embeddings.errors import BundleError, GateError
-from embeddings.features import Floats
 from embeddings.golden import Golden
 from embeddings.index import VectorIndex
 from embeddings.neighbours import nearest_items

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from embeddings.arrays import Floats, Ints
 from embeddings.errors import InputError
-from embeddings.features import Floats, Ints, ItemFeatures
+from embeddings.features import ItemFeatures
 from embeddings.ids import UNKNOWN
 from embeddings.two_tower import TwoTower
 from training.dataset import Dataset, Targets

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embeddings.features import Floats, Ints
+from embeddings.arrays import Floats, Ints, Mask
 from embeddings.ids import UNKNOWN, bucket
 from embeddings.ranker import Ranker, RankerConfig
 from training.calibration import cross_calibration, platt
 from training.config import Learning
-from training.dataset import Dataset, Mask, Targets
+from training.dataset import Dataset, Targets
 from training.examples import ListMaker, Lists, outcomes
 from training.metrics import Interval, Scores, Values, score
 

@@ -13,15 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from scipy.special import log_ndtr, ndtr
 
-from embeddings.features import Ints
+from embeddings.arrays import Doubles, Ints, Mask
 from embeddings.replenishment import BOUGHT, DAY_S, ENOUGH, ONE_PURCHASE_S, PACES, speaker
-from training.dataset import Dataset, Mask
-
-Numbers = npt.NDArray[np.float64]
+from training.dataset import Dataset
 
 ROUNDS = 60
 FEW = 3
@@ -46,7 +43,7 @@ class Spells:
 
     owner: Ints
     row: Ints
-    log: Numbers
+    log: Doubles
     open: Mask
     repeat: Mask
 
@@ -82,10 +79,10 @@ class Spells:
 class Fit:
     """Paces of G groups as arrays, and how many intervals that ended each has."""
 
-    mean: Numbers
-    deviation: Numbers
-    first: Numbers
-    again: Numbers
+    mean: Doubles
+    deviation: Doubles
+    first: Doubles
+    again: Doubles
     intervals: Ints
 
     def and_one(self, other: Fit) -> Fit:
@@ -166,8 +163,8 @@ def fit(spells: Spells, group: Ints, prior: Fit, *, pull: float) -> Fit:
 
 
 def _expected(
-    spells: Spells, mean: Numbers, deviation: Numbers, first: Numbers, again: Numbers
-) -> tuple[Numbers, Numbers, Numbers]:
+    spells: Spells, mean: Doubles, deviation: Doubles, first: Doubles, again: Doubles
+) -> tuple[Doubles, Doubles, Doubles]:
     """Of each interval: how probably it ends at all, and the mean and variance of its logarithm if it does."""
     z = (spells.log - mean) / deviation
     # The mean of a normal beyond z is that of the inverse Mills ratio; by logarithms, or it is 0 / 0 far out.
@@ -221,7 +218,7 @@ def _taken(spells: Spells, chosen: Ints) -> Spells:
     return Spells(**{name: column[chosen] for name, column in vars(spells).items()})
 
 
-def _pooled(values: Numbers, group: Ints) -> float:
+def _pooled(values: Doubles, group: Ints) -> float:
     """Standard deviation within groups, pooled over those with two values or more; of all values if there are none."""
     _, group, counts = np.unique(group, return_inverse=True, return_counts=True)
     freedom = len(values) - len(counts)
@@ -242,8 +239,8 @@ def _changes(owner: Ints, row: Ints) -> Mask:
     return np.append(True, (np.diff(owner) != 0) | (np.diff(row) != 0))[: len(owner)]
 
 
-def _sums(group: Ints, values: Numbers, groups: int) -> Numbers:
-    sums: Numbers = np.bincount(group, weights=values, minlength=groups).astype(
+def _sums(group: Ints, values: Doubles, groups: int) -> Doubles:
+    sums: Doubles = np.bincount(group, weights=values, minlength=groups).astype(
         np.float64
     )  # integers if there are none
     return sums

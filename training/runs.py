@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from embeddings.arrays import Mask
 from embeddings.bundle import Bundle, build_towers
 from embeddings.durable import put
 from embeddings.errors import DataError, InputError, NotFound
@@ -48,7 +49,7 @@ from training.about import (
 from training.checkpoint import FILE as CHECKPOINT
 from training.config import Config, Run, parse_config
 from training.contenders import item_matrix
-from training.dataset import Dataset, Mask, Split, leave_last_out, leave_share_out, load, temporal
+from training.dataset import Dataset, Split, leave_last_out, leave_share_out, load, temporal
 from training.device import pick_device, seeded
 from training.evaluate import Evaluation, evaluate
 from training.examples import ListMaker

@@ -14,9 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from embeddings.features import Ints
+from embeddings.arrays import Ints, Mask
 from training.contenders import Contest
-from training.dataset import Dataset, Mask, Split
+from training.dataset import Dataset, Split
 from training.evaluate import LEVEL, item_categories, popularity
 from training.metrics import Interval, Scores, Values, score
 

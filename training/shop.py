@@ -23,10 +23,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from rich.progress import track
 
+from embeddings.arrays import Ints
 from embeddings.errors import InputError, unknown_name
 from embeddings.ids import stable_hash
 from embeddings.schema import EVENTS, ITEMS, TIME, USERS, Event, Item, User, from_table, to_table
-from training.assortment import DAY, Assortment, Ints, Tastes, item_rows, join
+from training.assortment import DAY, Assortment, Tastes, item_rows, join
 from training.behaviour import PURCHASE, TYPES, VIEW, Acts, Behaviour, Sessions, attention, sigmoid
 from training.shoppers import BLOCK, CHANNELS, COUNTRIES, DEVICES, Shoppers, draw_shoppers, newcomer, user_rows
 

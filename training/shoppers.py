@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embeddings.arrays import Floats, Ints
 from embeddings.schema import USERS
-from training.assortment import DAY, Floats, Ints, rows_of
+from training.assortment import DAY, rows_of
 
 BLOCK = 4096
 """People drawn by one generator; part of what a seed means, so never tuned."""

@@ -16,19 +16,18 @@ from functools import cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from embeddings.arrays import Floats, Mask
 from embeddings.bundle import build_towers
 from embeddings.errors import TrainingError
 from embeddings.two_tower import TwoTower
 from training.config import Config, SpectrumConfig
-from training.dataset import Dataset, Mask, Split
+from training.dataset import Dataset, Split
 from training.queries import validate
 
-Floats = npt.NDArray[np.float32]
 Sparse: TypeAlias = Any
 """A scipy CSR matrix (scipy carries no types)."""
 

@@ -16,10 +16,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from embeddings.features import Ints
+from embeddings.arrays import Ints, Mask
 from embeddings.heaviest import heaviest
 from embeddings.successors import Successors
-from training.dataset import Dataset, Mask
+from training.dataset import Dataset
 from training.spectrum import scaled, touched_matrix
 
 CHUNK: Final = 1024

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embeddings.features import MAX_CONTEXT_TOKENS, FeatureSpec, Ints, gap_buckets, span_buckets
-from training.dataset import Dataset, Mask, Split, Times, first_touches
+from embeddings.arrays import Ints, Mask
+from embeddings.features import MAX_CONTEXT_TOKENS, FeatureSpec, gap_buckets, span_buckets
+from training.dataset import Dataset, Split, Times, first_touches
 
 ROUNDING = 8
 """Batches are padded to a multiple of this many events: few shapes, so compiled kernels are reused."""

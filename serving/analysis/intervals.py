@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Numbers = npt.NDArray[np.float64]
+from embeddings.arrays import Doubles
 
 PRIOR = 100.0
 """How many people the prior of `sample_ratio` is worth: so many that a few are no surprise, so few that many are one."""
@@ -64,22 +63,22 @@ def lift(arm: Mean, control: Mean, *, alpha: float, planned: int) -> Interval | 
     return Interval(ratio - 1, ratio - 1 - half, ratio - 1 + half)
 
 
-def mean(values: Numbers) -> Mean:
+def mean(values: Doubles) -> Mean:
     """The plain mean of values [n], n at least 2."""
     return Mean(float(values.mean()), float(values.var(ddof=1)) / len(values), len(values))
 
 
-def ratio(numerators: Numbers, denominators: Numbers) -> Numbers:
+def ratio(numerators: Doubles, denominators: Doubles) -> Doubles:
     """Values [n] whose mean is sum(numerators) / sum(denominators) and whose spread is that of the ratio (delta method).
 
     The denominators must not all be 0.
     """
     whole = float(numerators.sum()) / float(denominators.sum())
-    values: Numbers = whole + (numerators - whole * denominators) / float(denominators.mean())
+    values: Doubles = whole + (numerators - whole * denominators) / float(denominators.mean())
     return values
 
 
-def adjusted(values: Sequence[Numbers], before: Sequence[Numbers]) -> tuple[list[Numbers], float]:
+def adjusted(values: Sequence[Doubles], before: Sequence[Doubles]) -> tuple[list[Doubles], float]:
     """Values of all arms, each [n], less what `before` [n] tells of them, and the share of variance that takes away.
 
     CUPED (Deng, Xu, Kohavi, Walker: Improving the sensitivity of online controlled experiments by utilizing pre-experiment

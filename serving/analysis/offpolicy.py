@@ -23,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.arrays import Doubles
 from embeddings.errors import InputError
-from serving.analysis.intervals import Interval, Numbers, mean, ratio
+from serving.analysis.intervals import Interval, mean, ratio
 
 CERTAIN = 1.0 - 1e-9
 DEVIATIONS = 1.96
@@ -42,8 +43,8 @@ class Log:
     """
 
     items: Codes
-    propensities: Numbers
-    rewards: Numbers
+    propensities: Doubles
+    rewards: Doubles
     person: Codes
 
     @property
@@ -85,7 +86,7 @@ def difference(log: Log, target: Codes, baseline: Codes) -> Interval:
     return _summed(one - other, log.person)
 
 
-def expected(log: Log, count: int) -> tuple[Codes, Numbers]:
+def expected(log: Log, count: int) -> tuple[Codes, Doubles]:
     """Fold [n] of each answer, and what a model of the other fold expects of `count` items on places, [2, count, L].
 
     A reward is that of the place times how much better or worse than others the item does; two folds by person, so that
@@ -107,7 +108,7 @@ def expected(log: Log, count: int) -> tuple[Codes, Numbers]:
     return fold, found
 
 
-def _weights(log: Log, target: Codes) -> Numbers:
+def _weights(log: Log, target: Codes) -> Doubles:
     if log.items.shape != target.shape:
         raise ValueError(f"lists [n, L] of both policies must match: {log.items.shape} and {target.shape}")
     if not (log.propensities[log.places] < CERTAIN).any():
@@ -119,13 +120,13 @@ def _weights(log: Log, target: Codes) -> Numbers:
     return np.where(log.places & (log.items == target), 1.0 / log.propensities, 0.0)
 
 
-def _worth(log: Log, target: Codes, weights: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Numbers [n] of the answers whose means are the three estimates, and whose spread is theirs."""
+def _worth(log: Log, target: Codes, weights: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """Doubles [n] of the answers whose means are the three estimates, and whose spread is theirs."""
     rewards = np.where(log.places, log.rewards, 0.0)
     weighed = weights * rewards
     # Each place by itself: a list is as good as the sum of them.
     wanted = target >= 0
-    share: Numbers = wanted.mean(axis=0)
+    share: Doubles = wanted.mean(axis=0)
     normed = np.zeros_like(weighed)
     for place in range(weights.shape[1]):
         if weights[:, place].any():
@@ -138,7 +139,7 @@ def _worth(log: Log, target: Codes, weights: Numbers) -> tuple[Numbers, Numbers,
     return weighed.sum(axis=1), normed.sum(axis=1), robust.sum(axis=1)
 
 
-def _summed(worth: Numbers, person: Codes) -> Interval:
+def _summed(worth: Doubles, person: Codes) -> Interval:
     """The mean over answers with an interval over people."""
     sums = np.bincount(person, weights=worth).astype(np.float64)
     answers = np.bincount(person).astype(np.float64)

@@ -22,14 +22,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.analysis.intervals import Numbers, ratio
+from embeddings.arrays import Doubles, Mask
+from serving.analysis.intervals import ratio
 from serving.policy.experiments import Metric
 from serving.store import Outcome
 from serving.store.outcomes import WEEKS
 from serving.store.tables import DAY_US
 
 HORIZON_DAYS = 365.0
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +37,16 @@ class People:
     """Columns [n]: `arm` as places in the experiment's arms, `days` since the first answer, the rest as in `Outcome`."""
 
     arm: npt.NDArray[np.int64]
-    days: Numbers
-    clicks: Numbers
-    orders: Numbers
-    revenue: Numbers
-    active_7: Numbers
-    active_28: Numbers
-    clicks_before: Numbers
-    orders_before: Numbers
-    revenue_before: Numbers
-    active_before: Numbers
+    days: Doubles
+    clicks: Doubles
+    orders: Doubles
+    revenue: Doubles
+    active_7: Doubles
+    active_28: Doubles
+    clicks_before: Doubles
+    orders_before: Doubles
+    revenue_before: Doubles
+    active_before: Doubles
 
     def __len__(self) -> int:
         return len(self.arm)
@@ -71,12 +71,12 @@ class People:
 class Measured(NamedTuple):
     """A metric: numbers [n] of everybody, over others [n] where it is a ratio; what was so before; who counts."""
 
-    values: Numbers
-    over: Numbers | None
-    before: Numbers
+    values: Doubles
+    over: Doubles | None
+    before: Doubles
     counts: Mask
 
-    def of(self, chosen: Mask) -> tuple[Numbers, Numbers]:
+    def of(self, chosen: Mask) -> tuple[Doubles, Doubles]:
         """Values and what was before, of those of the chosen who count; their mean is that of the metric."""
         kept = chosen & self.counts
         values = self.values[kept]
@@ -107,7 +107,7 @@ def measured(people: People, metric: Metric) -> Measured:
             return Measured(lifetime_value(people), None, people.revenue_before, everybody)
 
 
-def lifetime_value(people: People) -> Numbers:
+def lifetime_value(people: People) -> Doubles:
     """Revenue so far and that of the following year [n], by how often each person buys and for how much.
 
     Rates of purchases are taken to be spread over people as a gamma distribution, fitted by moments to all arms at once;
@@ -126,9 +126,9 @@ def lifetime_value(people: People) -> Numbers:
         expected = np.full(len(people), rate)
     else:
         expected = (people.orders + rate**2 / excess) / (days + rate / excess)
-    values: Numbers = people.revenue + HORIZON_DAYS * expected * worth
+    values: Doubles = people.revenue + HORIZON_DAYS * expected * worth
     return values
 
 
-def _any(numbers: Numbers) -> Numbers:
+def _any(numbers: Doubles) -> Doubles:
     return (numbers > 0).astype(np.float64)

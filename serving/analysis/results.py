@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from embeddings.arrays import Mask
 from serving.analysis.intervals import Interval, adjusted, difference, lift, mean, sample_ratio
-from serving.analysis.people import Mask, People, measured
+from serving.analysis.people import People, measured
 from serving.policy.experiments import HOLDOUT, METRICS, Experiment, Metric
 from serving.store import Outcome, Store
 from serving.store.tables import micros

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from embeddings.arrays import Doubles
 from embeddings.errors import InputError
-from serving.analysis.intervals import Numbers
 from serving.analysis.offpolicy import CERTAIN, Codes, Log, difference, estimate
 from serving.aside.replay import replayed
 from serving.pipeline.ladder import Ladder
@@ -134,8 +134,8 @@ def coded(
             found[row, : len(ids)] = [numbers.setdefault(name, len(numbers)) for name in ids]
         return found
 
-    rewards: Numbers = np.zeros((len(shown), length))
-    chances: Numbers = np.ones((len(shown), length))
+    rewards: Doubles = np.zeros((len(shown), length))
+    chances: Doubles = np.ones((len(shown), length))
     for row, one in enumerate(shown):
         chances[row, : len(one.items)] = one.propensities
         for place, item in enumerate(one.items):

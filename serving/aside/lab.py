@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from embeddings.arrays import Mask
 from serving.aside.preview import compared
 from serving.aside.replay import Replayed
 from serving.pipeline.ladder import Ladder
 from serving.pipeline.live import Live
-from serving.policy.columns import Mask
 from serving.policy.conflicts import conflicts
 from serving.policy.rules import Include, Rule
 from serving.request.catalogue import Catalogue

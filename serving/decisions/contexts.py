@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.arrays import Floats
 from embeddings.bundle import Bundle
-from embeddings.features import Floats
 from embeddings.ids import stable_hash
 from serving.request.work import Work
 

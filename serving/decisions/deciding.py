@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from embeddings.arrays import Floats
 from embeddings.errors import BespokeError, InputError, NotFound, unknown_name
-from embeddings.features import Floats
 from embeddings.ids import bucket, stable_hash
 from serving.decisions.contexts import Axes, axes_of, context_of
 from serving.decisions.learning import Learned

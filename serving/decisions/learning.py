@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.decisions.bandit import Bandit, Doubles
+from embeddings.arrays import Doubles
+from serving.decisions.bandit import Bandit
 from serving.decisions.contexts import DIM, PEOPLE, common
 from serving.policy.contents import Content
 from serving.store import Lesson, Store

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-import numpy as np
-
+from embeddings.arrays import Floats, unit
 from embeddings.schema import allows
 from serving.request.query import Query
 from serving.request.snapshot import Snapshot
@@ -21,9 +20,8 @@ def kindred(snapshot: Snapshot, person: Profile, others: Iterable[Profile], now:
     """Ids and cosines of other people, the most alike first; who does not want personalization is nobody's kin."""
     query = Query(k=1, now=now)
 
-    def seen(profile: Profile) -> np.ndarray:
-        vector = Work(query, snapshot, profile).user_vector
-        return vector / max(float(np.linalg.norm(vector)), 1e-9)
+    def seen(profile: Profile) -> Floats:
+        return unit(Work(query, snapshot, profile).user_vector)
 
     if not allows(person.consent, "personalization"):
         return []

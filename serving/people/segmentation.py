@@ -12,9 +12,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.arrays import Floats, unit
 from embeddings.errors import InputError, unknown_name
 from embeddings.explore import CANDIDATES, cluster_name
-from embeddings.features import Floats, item_tokens
+from embeddings.features import item_tokens
 from embeddings.schema import allows
 from serving.request.query import Query
 from serving.request.snapshot import Snapshot, direction
@@ -73,8 +74,7 @@ def clusters(store: Store, snapshot: Snapshot, *, count: int, people: int) -> di
     works = [work for one in known if (work := Work(query, snapshot, one)).history]
     if len(works) < count:
         raise InputError(f"count: {len(works)} people have a history, too few for {count} clusters", field="count")
-    vectors = np.stack([work.person_vector for work in works]).astype(np.float32)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    vectors = unit(np.stack([work.person_vector for work in works]).astype(np.float32))
     means = faiss.Kmeans(vectors.shape[1], count, seed=SEED, spherical=True, min_points_per_centroid=1)
     means.train(vectors)
     assert means.centroids is not None
@@ -124,7 +124,7 @@ def _prototypes(snapshot: Snapshot, centre: Floats) -> npt.NDArray[np.int64]:
     rows = catalogue.search(centre[None].astype(np.float32), CANDIDATES, catalogue.available)[1][0]
     rows = rows[rows >= 0]
     near = catalogue.vectors(rows)
-    cosine = near @ centre / np.maximum(np.linalg.norm(near, axis=1), 1e-9)
+    cosine = unit(near) @ centre
     best: npt.NDArray[np.int64] = rows[np.argsort(-cosine, kind="stable")[:PROTOTYPES]]
     return best
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.arrays import Mask
 from embeddings.schema import Item
 
-Mask = npt.NDArray[np.bool_]
 Cell = float | str
 
 DAY_S = 86_400.0

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from embeddings.arrays import Mask
 from embeddings.errors import Conflict, InputError, unknown_name
 from serving.policy.arms import NOTHING, Changes
-from serving.policy.columns import ItemColumns, Mask
+from serving.policy.columns import ItemColumns
 from serving.policy.conditions import Condition
 from serving.policy.contents import CONTENTS, Content
 from serving.policy.kinds import C, D, Kind, PolicyDocument, References

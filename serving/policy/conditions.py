@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serving.policy.columns import DAY_S, ItemColumns, Mask, Selection, Span, cells, moment
+from embeddings.arrays import Mask
+from serving.policy.columns import DAY_S, ItemColumns, Selection, Span, cells, moment
 
 ANY = "any"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from serving.policy.columns import Mask
+from embeddings.arrays import Mask
 from serving.policy.contradictions import contradiction
 from serving.policy.rules import Boost, Bury, Exclude, Include, Pin, Rule
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from serving.policy.columns import Mask
+from embeddings.arrays import Mask
 from serving.policy.compiled import Policy
 from serving.policy.conditions import ANY, Condition
 from serving.policy.conflicts import conflicts

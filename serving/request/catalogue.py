@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.arrays import Floats, Mask
 from embeddings.bundle import Bundle
-from embeddings.features import Floats
 from embeddings.ids import UNKNOWN, IdMap, Rows
 from embeddings.schema import ITEM_COLUMNS, Item, from_table
 from embeddings.traits import Traits
 from serving.policy.columns import ItemColumns
 from serving.policy.compiled import REFRESH_S
 from serving.policy.conditions import Condition
-from serving.request.candidates import Mask
 
 MASKS_KEPT = 64
 """Masks of conditions that a catalogue remembers: a byte for each item and mask."""

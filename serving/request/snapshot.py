@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.arrays import Floats, Mask, unit
 from embeddings.bundle import Bundle
-from embeddings.features import Floats
 from embeddings.ids import Rows
 from serving.policy.arms import NOTHING, Changes
 from serving.policy.compiled import ActiveRules, BoundPolicy, Capped, Policy
 from serving.policy.rules import Rule, parse_rule
-from serving.request.candidates import Mask
 from serving.request.catalogue import Catalogue
 
 VARIANTS = 4
@@ -84,10 +83,7 @@ class Rules:
 
 def direction(vectors: Floats) -> Floats:
     """The mean direction [D] of vectors [n, D], of length 1."""
-    units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    mean = units.mean(0)
-    centre: Floats = (mean / max(float(np.linalg.norm(mean)), 1e-9)).astype(np.float32)
-    return centre
+    return unit(unit(vectors).mean(0))
 
 
 @dataclass(frozen=True, kw_only=True)

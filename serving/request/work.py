@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from embeddings.arrays import Floats, Mask, unit
 from embeddings.explore import CANDIDATES
-from embeddings.features import Floats
 from embeddings.ids import Rows
 from embeddings.schema import allows
 from serving.policy.arms import Changes
@@ -24,7 +24,7 @@ from serving.policy.placements import Placement
 from serving.policy.rules import SEGMENT
 from serving.request.assignment import assigned
 from serving.request.behaviour import Done
-from serving.request.candidates import Candidates, Mask
+from serving.request.candidates import Candidates
 from serving.request.catalogue import Catalogue
 from serving.request.query import Anchor, Query, Reason
 from serving.request.replenishment import Repeat, due
@@ -157,7 +157,7 @@ class Work:
         """The cosine of the person to each segment that is one of likeness; nothing of whom nothing is known."""
         if not self.history:
             return {}
-        person = self.person_vector / max(float(np.linalg.norm(self.person_vector)), 1e-9)
+        person = unit(self.person_vector)
         return {name: float(centre @ person) for name, centre in self.snapshot.centres.items()}
 
     @cached_property

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
-from embeddings.features import Floats
+from embeddings.arrays import Doubles, Floats
 from embeddings.ids import Rows
 from serving.policy.placements import Placement
 from serving.request.catalogue import Catalogue
@@ -24,8 +23,6 @@ LEAST = 0.01
 """However little an item is worth, its score keeps this share, so that what is unwanted is still in order of interest."""
 
 TEXTS = {"value": "Favoured by the shop", "novelty": "Off the beaten track", "freshness": "Recently added"}
-
-Numbers = npt.NDArray[np.float64]
 
 
 class Dial(Scorer):
@@ -47,7 +44,7 @@ class Dial(Scorer):
         self._explain(work, dialled, parts)
         return dialled.astype(np.float32)
 
-    def _explain(self, work: Work, dialled: Numbers, parts: dict[str, Numbers]) -> None:
+    def _explain(self, work: Work, dialled: Doubles, parts: dict[str, Doubles]) -> None:
         """Give a reason to those that are among the best k only by what they are worth: the part that counted most."""
         k = min(work.query.k, len(dialled))
         was_in = np.zeros(len(dialled), dtype=bool)
@@ -63,13 +60,13 @@ class Dial(Scorer):
             work.effects.setdefault(int(work.candidates.rows[at]), []).append(reason)
 
 
-def worth(work: Work, rows: Rows) -> dict[str, Numbers]:
+def worth(work: Work, rows: Rows) -> dict[str, Doubles]:
     """What each part of the dial adds for rows, [K] each: `value.<attribute>`, `novelty`, `freshness`.
 
     An attribute in which no item has a number is noted as unserved.
     """
     placement, catalogue = work.placement, work.catalogue
-    parts: dict[str, Numbers] = {}
+    parts: dict[str, Doubles] = {}
     for name, weight in placement.values.items():
         typical = typical_value(catalogue, name)
         if typical is None:
@@ -84,7 +81,7 @@ def worth(work: Work, rows: Rows) -> dict[str, Numbers]:
     return parts
 
 
-def values(catalogue: Catalogue, attribute: str, rows: Rows) -> Numbers:
+def values(catalogue: Catalogue, attribute: str, rows: Rows) -> Doubles:
     """The numbers of rows in an attribute, [K], NaN where an item has none."""
     base, delta = (segment.columns.column(attribute).numbers for segment in (catalogue.base, catalogue.delta))
     found = np.full(len(rows), np.nan)
@@ -107,13 +104,13 @@ def prepare(catalogue: Catalogue, placements: Iterable[Placement]) -> None:
         typical_value(catalogue, name)
 
 
-def novelty(catalogue: Catalogue, rows: Rows) -> Numbers:
+def novelty(catalogue: Catalogue, rows: Rows) -> Doubles:
     """How unfamiliar rows are, [K]: from 0 for the best known item of the catalogue to 1 for what nobody has touched."""
-    known: Numbers = np.log1p(catalogue.popularity[rows, 0]) / max(float(np.log1p(catalogue.best_known)), 1e-9)
+    known: Doubles = np.log1p(catalogue.popularity[rows, 0]) / max(float(np.log1p(catalogue.best_known)), 1e-9)
     return 1.0 - known
 
 
-def age_days(catalogue: Catalogue, rows: Rows, now: float) -> Numbers:
+def age_days(catalogue: Catalogue, rows: Rows, now: float) -> Doubles:
     """Age of rows in days, [K], NaN where unknown; what is announced for the future is as new as can be."""
-    age: Numbers = np.maximum((now - catalogue.created[rows]) / DAY, 0.0)
+    age: Doubles = np.maximum((now - catalogue.created[rows]) / DAY, 0.0)
     return age

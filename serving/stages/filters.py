@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from embeddings.arrays import Mask
 from embeddings.ids import Rows
 from serving.policy import syntax
-from serving.request.candidates import Mask
 from serving.request.work import Work
 from serving.stages.stage import Filter
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from embeddings.arrays import unit
 from serving.request.query import Reason
 from serving.request.replenishment import reason as because_due
 from serving.request.work import Work
@@ -85,7 +86,7 @@ def _because(work: Work, rows: npt.NDArray[np.int64]) -> list[Reason | None]:
     if not len(places) or not len(rows):
         return [None] * len(rows)
     past = work.history_rows[places]
-    cosines = _unit(work.catalogue.vectors(rows)) @ _unit(work.catalogue.vectors(past)).T
+    cosines = unit(work.catalogue.vectors(rows)) @ unit(work.catalogue.vectors(past)).T
     best = np.argmax(cosines, axis=1)
     near = (cosines[np.arange(len(rows)), best] >= NEAR) & (past[best] != rows)
     return [_because_of(work, int(places[at])) if ok else None for at, ok in zip(best.tolist(), near, strict=True)]
@@ -99,8 +100,3 @@ def _because_of(work: Work, place: int) -> Reason:
         text=f"Because you {VERBS.get(event.event_type, LOOKED)} {title}",
         item_id=event.item_id,
     )
-
-
-def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    unit: npt.NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    return unit

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from embeddings.features import Floats
+from embeddings.arrays import Floats
 from embeddings.ranker import candidate_features
 from embeddings.successors import LATEST
 from embeddings.traits import alike

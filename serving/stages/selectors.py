@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from embeddings.arrays import unit
 from serving.policy.rules import Rule
 from serving.request.query import Reason
 from serving.request.work import Place, Work
@@ -38,7 +39,7 @@ class Diversity(Selector):
         share = work.placement.diversity
         head = min(len(work.candidates), 4 * work.query.k)
         vectors = work.catalogue.vectors(work.candidates.rows[:head])
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        vectors = unit(vectors)
         score = work.candidates.score[:head]
         value = (score - score.min()) / max(float(score.max() - score.min()), 1e-9)
         nearest = np.full(head, -1.0, dtype=np.float32)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from embeddings.arrays import Floats, Mask
 from embeddings.explore import nearest_by_cosine
-from embeddings.features import Floats
 from embeddings.ids import Rows
 from serving.policy.rules import Rule
-from serving.request.candidates import Mask
 from serving.request.work import Work
 from serving.stages.stage import Source
 

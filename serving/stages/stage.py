@@ -14,10 +14,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from embeddings.arrays import Floats, Mask
 from embeddings.errors import InputError
-from embeddings.features import Floats
 from embeddings.ids import Rows
-from serving.request.candidates import Mask
 from serving.request.work import Work
 
 logger = logging.getLogger("bespoke.pipeline")

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 from sqlalchemy import Connection, delete, exists, func, select, update
 
+from embeddings.arrays import Doubles
 from serving.store.checksums import checksum, checksum_of_blob, refuse
 from serving.store.database import Database, hold, number
 from serving.store.tables import DECISIONS, EVENTS, LESSONS, NUMBERS
 
-Doubles = npt.NDArray[np.float64]
 FEATURES = "features"
 """Under which name the request of a logged decision has the context that the choice was made by."""
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embeddings.arrays import Mask
 from embeddings.errors import InputError
 from embeddings.schema import (
     FUTURE_TOLERANCE_S,
@@ -35,7 +35,6 @@ from embeddings.schema import (
     to_table,
 )
 
-Mask = npt.NDArray[np.bool_]
 Checked = tuple[Any, Mask]
 """A column of the schema's type, and where it can be vouched for (a missing value can be)."""
 
