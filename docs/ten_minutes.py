@@ -14,20 +14,28 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from itertools import islice
 from typing import Any
 
 URL = "http://127.0.0.1:8000"
 
 
-def call(method: str, path: str, body: Any = None) -> Any:
-    """One request; the answer as JSON. Errors of the service are shown as it words them."""
+def fetch(method: str, path: str, body: Any = None) -> bytes:
+    """One request; the answer as it comes. Errors of the service are shown as it words them."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(URL + path, data=data, method=method, headers={"content-type": "application/json"})
+    headers = {} if body is None else {"content-type": "application/json"}
+    request = urllib.request.Request(URL + path, data=data, method=method, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=30) as reply:
-            raw = reply.read()
+            raw: bytes = reply.read()
     except urllib.error.HTTPError as error:
         sys.exit(f"{method} {path}: {error.code} {error.read().decode()}")
+    return raw
+
+
+def call(method: str, path: str, body: Any = None) -> Any:
+    """One request; the answer as JSON."""
+    raw = fetch(method, path, body)
     return json.loads(raw) if raw else None
 
 
@@ -96,8 +104,24 @@ def rules(person: str, items: list[str]) -> None:
     say(f"pinned for them:        {names(found)}")
 
 
+def lab(person: str, items: list[str]) -> None:
+    """5. A rule as a draft: tried on what was logged, in force for some of the people, taken back in one call."""
+    liked = {"attribute": "item_id", "op": "in", "value": items[2:4]}
+    rule = {"items": liked, "action": {"type": "boost", "factor": 5.0}, "placements": ["tour"]}
+    draft = call("PUT", "/v1/drafts/tour-boost", {"rule": rule})
+    say(f"the draft differs in {len(draft['difference'])} fields from what is in force")
+    tried = call("POST", "/v1/drafts/tour-boost/simulate")
+    say(
+        f"it would change {tried['changed']} of {tried['replayed']} logged lists, at odds with {len(tried['conflicts'])} rules"
+    )
+    call("POST", "/v1/drafts/tour-boost/release", {"share": 0.1, "reason": "a tenth first"})
+    say(f"in force for a share of {call('GET', '/v1/rules/tour-boost')['share']}")
+    call("POST", "/v1/rules/tour-boost/rollback")
+    say("and taken back")
+
+
 def contents(person: str) -> None:
-    """5. A headline in several variants: each person gets the one they respond to, so often and not more."""
+    """6. A headline in several variants: each person gets the one they respond to, so often and not more."""
     variants = [{"id": one, "payload": {"text": f"{one} week"}} for one in ("calm", "loud")]
     call("PUT", "/v1/contents/tour-hero", {"variants": variants, "caps": [{"limit": 2, "days": 1}]})
     asked = {"user_id": person, "contents": ["tour-hero"], "context": {"channel": "web"}}
@@ -111,7 +135,7 @@ def contents(person: str) -> None:
 
 
 def alerts(person: str, items: list[str]) -> None:
-    """6. Alerts: a cart left behind, an item that costs less, something that runs out; each is told once."""
+    """7. Alerts: a cart left behind, an item that costs less, something that runs out; each is told once."""
     soft = {"variants": [{"id": "soft", "payload": {"title": "Still thinking?"}}]}
     call("PUT", "/v1/contents/tour-price", soft | {"trigger": {"type": "price_drop", "percent": 5.0}})
     item = {name: value for name, value in call("GET", f"/v1/items/{items[1]}").items() if name != "item_id"}
@@ -124,7 +148,7 @@ def alerts(person: str, items: list[str]) -> None:
 
 
 def experiment(person: str) -> None:
-    """7. An experiment changes something for some people; its intervals hold whenever one looks."""
+    """8. An experiment changes something for some people; its intervals hold whenever one looks."""
     arms = [{"id": "as_is"}, {"id": "novel", "placements": {"tour": {"novelty": 1.0}}}]
     call("PUT", "/v1/experiments/tour-test", {"state": "running", "arms": arms, "primary": "clicks"})
     arm = call("POST", "/v1/recommendations", asks(person))["experiment"]
@@ -135,8 +159,27 @@ def experiment(person: str) -> None:
     )
 
 
+def estimate(person: str) -> None:
+    """9. Before a change reaches everybody, the log of what was left to chance says what it would bring, and how surely."""
+    visitors = [f"{person}-{n}" for n in range(150)]
+    for n, visitor in enumerate(visitors):
+        one = call("POST", "/v1/decisions", {"user_id": visitor, "contents": ["tour-hero"]})["decisions"][0]
+        if one["variant"] == "loud" and n % 2:  # half of those who see it
+            click = {"user_id": visitor, "item_id": "content:tour-hero", "event_type": "click"}
+            call("POST", "/v1/events", click | {"recommendation_id": one["recommendation_id"]})
+    time.sleep(2)
+    found = call("GET", "/v1/contents/tour-hero/estimate")
+    for name, variant in found["variants"].items():
+        best = variant["dr"]
+        say(
+            f"{name}, for everybody: {best['estimate']:.0%} would click ({max(0.0, best['low']):.0%} to {best['high']:.0%})"
+        )
+    for visitor in visitors:
+        call("POST", f"/v1/users/{visitor}/erase")
+
+
 def channels(person: str) -> None:
-    """8. One person over all channels: what the phone did counts on the web, and can be told apart again."""
+    """10. One person over all channels: what the phone did counts on the web, and can be told apart again."""
     phone = f"phone-{uuid.uuid4().hex[:8]}"
     call("POST", "/v1/events", {"user_id": phone, "item_id": "content:tour-hero", "event_type": "impression"})
     call("PUT", f"/v1/users/{person}/aliases/{phone}")
@@ -146,8 +189,22 @@ def channels(person: str) -> None:
     call("POST", f"/v1/users/{phone}/erase", {})
 
 
+def elsewhere(person: str) -> None:
+    """11. The same beyond the list: what runs out, messages written ahead, a script for pages, another system's clients."""
+    needed = (
+        (user["user_id"], one)
+        for user in call("GET", "/v1/users?limit=50")["users"]
+        for one in call("GET", f"/v1/users/{user['user_id']}/replenishment?limit=1")["items"]
+    )
+    for user, one in islice(needed, 1):
+        say(f"{user} will need {one['item_id']} again by {one['due_at'][:10]}, with {one['confidence']:.0%} confidence")
+    say("`bespoke batch --out FOLDER` writes such lists and contents for everybody who may get a message")
+    say(f"/bespoke.js does all of this in a page, in {len(fetch('GET', '/bespoke.js')):,} bytes")
+    say(f"a client of Gorse asks /api/recommend: {json.loads(fetch('GET', f'/api/recommend/{person}?n=3'))}")
+
+
 def privacy(person: str) -> None:
-    """9. Whose life it is: what is known, why it is shown, what if, no thanks, and forget me."""
+    """12. Whose life it is: what is known, why it is shown, what if, no thanks, and forget me."""
     for line in call("GET", f"/v1/users/{person}/profile")["summary"][:3]:
         say(line)
     what_if = call("POST", "/v1/recommendations", asks(person) | {"explain": "counterfactual"})
@@ -161,7 +218,7 @@ def privacy(person: str) -> None:
 
 
 def audit() -> None:
-    """10. Who changed what, when and why; and everything of this tour is taken away again."""
+    """13. Who changed what, when and why; and everything of this tour is taken away again."""
     kinds = ("experiments/tour-test", "layouts/tour", "contents/tour-hero", "contents/tour-price", "rules/tour-pin")
     for path in (*kinds, "segments/tour-lookers", "placements/tour"):
         call("DELETE", f"/v1/{path}")
@@ -173,7 +230,7 @@ def main() -> None:
     """Walk through all of it."""
     person = f"tour-{uuid.uuid4().hex[:8]}"
     items = [item["item_id"] for item in call("GET", "/v1/items?limit=12")["items"]]
-    parts = (lists, dial, page, rules, contents, alerts, experiment, channels, privacy, audit)
+    parts = (lists, dial, page, rules, lab, contents, alerts, experiment, estimate, channels, elsewhere, privacy, audit)
     known = {"person": person, "items": items}
     for part in parts:
         print(f"\n{part.__doc__}")

@@ -128,14 +128,17 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_ten_minutes_with_a_shop_are_as_they_say(live_service: str) -> None:
     done = walk_through(live_service)
-    assert re.findall(r"(?m)^(\d+)\. ", done) == [str(part) for part in range(1, 11)]
+    assert re.findall(r"(?m)^(\d+)\. ", done) == [str(part) for part in range(1, 14)]
     for said in (
         "would change 1 of 1 lists",
         "segments of the person: ['tour-lookers']",
+        "in force for a share of 0.1",
         "shown it as often as they may be",
         "asked a first time: [('price_drop', ",
         "asked a second time: []",
+        "loud, for everybody: ",
         "the same list under both ids: True",
+        "a client of Gorse asks /api/recommend: ['g",
         "receipt valid: True",
         "local delete placement tour",
     ):
