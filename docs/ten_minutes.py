@@ -112,7 +112,7 @@ def lab(person: str, items: list[str]) -> None:
     say(f"the draft differs in {len(draft['difference'])} fields from what is in force")
     tried = call("POST", "/v1/drafts/tour-boost/simulate")
     say(
-        f"it would change {tried['changed']} of {tried['replayed']} logged lists, at odds with {len(tried['conflicts'])} rules"
+        f"it would change {tried['changed']} of {tried['replayed']} logged lists; at odds with it: {tried['conflicts']}"
     )
     call("POST", "/v1/drafts/tour-boost/release", {"share": 0.1, "reason": "a tenth first"})
     say(f"in force for a share of {call('GET', '/v1/rules/tour-boost')['share']}")
@@ -170,10 +170,8 @@ def estimate(person: str) -> None:
     time.sleep(2)
     found = call("GET", "/v1/contents/tour-hero/estimate")
     for name, variant in found["variants"].items():
-        best = variant["dr"]
-        say(
-            f"{name}, for everybody: {best['estimate']:.0%} would click ({max(0.0, best['low']):.0%} to {best['high']:.0%})"
-        )
+        best = variant["snips"]
+        say(f"{name}, for everybody: {best['estimate']:.0%} would click ({best['low']:.0%} to {best['high']:.0%})")
     for visitor in visitors:
         call("POST", f"/v1/users/{visitor}/erase")
 
