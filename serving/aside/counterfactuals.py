@@ -56,9 +56,7 @@ async def imagined(ladder: Ladder, live: Live, store: Store, query: Query, *, se
 
 
 async def _asked(ladder: Ladder, live: Live, query: Query, profile: Profile | None) -> Work:
-    job = Job(query, live, ladder.deadline_s)
-    job.profile, job.read, job.without = profile, True, {"profile"}
-    return await ladder.run(job)
+    return await ladder.run(Job.known(query, live, ladder.deadline_s, profile))
 
 
 def _left_out(base: Work, query: Query, profile: Profile | None) -> Iterator[Imagined]:

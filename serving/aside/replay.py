@@ -48,7 +48,7 @@ async def replayed(
         try:
             query = query_of(decision)
             profile = await asyncio.to_thread(_then, store, decision)
-            lists = [await ladder.run(_job(change(query), live, ladder.deadline_s, profile)) for change in wanted]
+            lists = [await ladder.run(Job.known(change(query), live, ladder.deadline_s, profile)) for change in wanted]
         except (BespokeError, TypeError) as error:  # an item that is gone, a request of an older version
             logger.info("a logged request cannot be asked again: %s", type(error).__name__)
             continue
@@ -64,9 +64,3 @@ def _then(store: Store, decision: Decision) -> Profile | None:
         return None
     at = decision.at.timestamp()
     return replace(profile, history=[event for event in profile.history if event.timestamp <= at])
-
-
-def _job(query: Query, live: Live, deadline_s: float, profile: Profile | None) -> Job:
-    job = Job(query, live, deadline_s)
-    job.profile, job.read, job.without = profile, True, {"profile"}
-    return job

@@ -67,6 +67,13 @@ class Job:
         self.at: Part | Literal["queue"] = "queue"
         self.retrieved: Candidates | None = None
 
+    @classmethod
+    def known(cls, query: Query, live: Live, deadline_s: float, profile: Profile | None) -> Job:
+        """The request of somebody who was looked up already; None is somebody of whom nothing is known."""
+        job = cls(query, live, deadline_s, profile=profile)
+        job.read, job.without = True, {"profile"}
+        return job
+
     def again(self, part: Part) -> Job:
         """The same request without a part, and with the time that is left."""
         job = Job(self.query, self.live, self.deadline_s, attempt=self.attempt)
