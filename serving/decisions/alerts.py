@@ -17,13 +17,13 @@ from embeddings.replenishment import BOUGHT
 from embeddings.schema import allows
 from serving.decisions.deciding import Contents, Decided, DecisionQuery, Occasion
 from serving.policy.contents import HERE, Content, Trigger
+from serving.request.behaviour import TAKEN_OUT, cart_of
 from serving.request.replenishment import due, moment_of
 from serving.request.work import Work
 from serving.store import Store
 from serving.store.news import BACK, PRICE, Piece
 
-CART, UNCART = "cart", "remove_from_cart"
-NO_INTEREST = frozenset({"impression", "return", UNCART})
+NO_INTEREST = frozenset({"impression", "return", TAKEN_OUT})
 """Event types that do not say that somebody would like to have something."""
 
 NO_MORE = frozenset({BOUGHT, "dislike"})
@@ -114,16 +114,8 @@ def _first(content: Content, work: Work, store: Store, happened: Iterable[str]) 
 
 def _carts(trigger: Trigger, work: Work, store: Store, told: Told) -> Iterator[Occasion]:
     """What lies in the cart, if nothing was added or bought for long enough."""
-    cart: dict[str, float] = {}
-    active = 0.0
-    for event in work.history:
-        if event.event_type == CART:
-            cart.pop(event.item_id, None)  # the last one put in is told first
-            cart[event.item_id] = active = event.timestamp
-        elif event.event_type in (BOUGHT, UNCART):
-            cart.pop(event.item_id, None)
-            active = event.timestamp
-    if not cart or not 60 * trigger.after_minutes <= work.seconds - active <= DAY_S * trigger.within_days:
+    cart, touched = cart_of(work.past.events)
+    if not cart or not 60 * trigger.after_minutes <= work.seconds - touched <= DAY_S * trigger.within_days:
         return
     latest = max(cart.values())
     items = [one for name in reversed(cart) if (one := _item(work, name)) is not None]

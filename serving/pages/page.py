@@ -16,7 +16,7 @@ from embeddings.errors import NotFound
 from embeddings.ids import Rows
 from serving.pipeline.pipeline import trace_of
 from serving.policy.layouts import AlertSlot, ContentSlot, Layout, Shelf, Slot, Tile, placeholders
-from serving.request.behaviour import in_cart
+from serving.request.behaviour import cart_of
 from serving.request.candidates import Candidates
 from serving.request.query import Anchor, Query, Recommended
 from serving.request.work import Place, Work
@@ -156,7 +156,7 @@ class Page:
     def _planned(self) -> Iterator[tuple[str, Work]]:
         """The lists to fill. A shelf that starts from an item gets the page's, else the next of the person's latest."""
         begun: Counter[str] = Counter()
-        lying = in_cart(self.base.history) if self.layout.about == "cart" else ()
+        lying = cart_of(self.base.past.events).items if self.layout.about == "cart" else ()
         asked = replace(self.base.query, exclude=(*self.base.query.exclude, *lying), page=None)
         for slot in self.layout.slots:
             if not isinstance(slot, Shelf):

@@ -209,6 +209,11 @@ class Policy:
         """Every content and every alert, by id."""
         return self.of(CONTENTS)
 
+    @property
+    def guards_people(self) -> bool:
+        """Whether any rule takes items away, depending on who asks."""
+        return any(rule.guards_people for rule in self.rules)
+
     def layout(self, name: str) -> Layout:
         """Return the layout of a page; raises `NotFound` that lists those there are."""
         return layout_of(self.of(LAYOUTS), name)

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import NamedTuple
 
-from embeddings.ids import Rows
+from embeddings.replenishment import BOUGHT
 from serving.policy.conditions import Condition
 from serving.request.catalogue import Catalogue
+from serving.request.history import History
 from serving.store.persons import HistoryEvent
 
-CART, BOUGHT, TAKEN_OUT = "cart", "purchase", "remove_from_cart"
+CART, TAKEN_OUT = "cart", "remove_from_cart"
 PAUSE_S = 30 * 60.0
 """A visit ends when nothing was done for half an hour."""
 
 
-def in_cart(history: Iterable[HistoryEvent]) -> list[str]:
-    """The items in the cart, by id: put there, and neither bought nor taken out since."""
-    last = {one.item_id: one.event_type for one in history if one.event_type in (CART, BOUGHT, TAKEN_OUT)}
-    return [item_id for item_id, event_type in last.items() if event_type == CART]
+class Cart(NamedTuple):
+    """What lies in a cart: items with when they were put there, the latest last; `touched`: when it changed last."""
+
+    items: dict[str, float]
+    touched: float
+
+
+def cart_of(history: Iterable[HistoryEvent]) -> Cart:
+    """What was put into the cart and neither bought nor taken out since; moments are seconds since 1970."""
+    items: dict[str, float] = {}
+    touched = 0.0
+    for event in history:
+        if event.event_type in (CART, BOUGHT, TAKEN_OUT):
+            touched = event.timestamp
+            items.pop(event.item_id, None)
+            if event.event_type == CART:
+                items[event.item_id] = touched
+    return Cart(items, touched)
 
 
 class Done:
-    """A history, oldest first, with the row of each event's item; `now` is the moment of the request."""
+    """What was done by `now`, the moment of the request."""
 
-    def __init__(self, history: Sequence[HistoryEvent], rows: Rows, catalogue: Catalogue, now: float) -> None:
-        self.history, self.rows, self.catalogue, self.now = history, rows, catalogue, now
+    def __init__(self, past: History, catalogue: Catalogue, now: float) -> None:
+        self.history, self.rows, self.catalogue, self.now = past.events, past.rows, catalogue, now
 
     def count(self, event_type: str | None, items: Condition | None, since: float) -> int:
         """How often something was done since a moment; the latest first, so that what is older is not looked at."""
@@ -40,7 +56,7 @@ class Done:
 
     def cart(self) -> int:
         """How many items are in the cart."""
-        return len(in_cart(self.history))
+        return len(cart_of(self.history).items)
 
     def visits(self) -> int:
         """Which visit this is, as far as the history goes: the one of this request counts."""

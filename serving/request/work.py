@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import compress
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from serving.request.assignment import assigned
 from serving.request.behaviour import Done
 from serving.request.candidates import Candidates
 from serving.request.catalogue import Catalogue
+from serving.request.history import History
 from serving.request.query import Anchor, Query, Reason
 from serving.request.replenishment import Repeat, due
 from serving.request.snapshot import Rules, Snapshot
@@ -33,9 +33,6 @@ from serving.store.persons import HistoryEvent, Profile
 
 ANCHORS = 20
 REFUSED = "this person does not allow personalization: the list is everybody's"
-Past: TypeAlias = tuple[tuple[HistoryEvent, ...], Rows]
-"""Events, and the row of each event's item."""
-
 NOBODY = Profile(user_id="", attributes={}, history=[], events=0, last_seen=None)
 
 
@@ -125,7 +122,7 @@ class Work:
     def facts(self) -> Facts:
         """What a rule's `when` may ask; without consent to personalization nothing of the person."""
         profile = NOBODY if self.refused else self.profile
-        done = Done(*self._past, self.catalogue, self.seconds)
+        done = Done(self.past, self.catalogue, self.seconds)
         later: dict[str, Callable[[], Any]] = {
             HISTORY: lambda: done,
             "history.cart": done.cart,
@@ -143,6 +140,11 @@ class Work:
         return Work(
             replace(self.query, personalized=True, rules=()), self.snapshot, profile, stranger=self.stranger, arms={}
         ).facts
+
+    @property
+    def _guarded(self) -> bool:
+        """Whether there are rules that must know more of the person than the request may use."""
+        return not self.query.personalized and self.snapshot.policy.guards_people
 
     def permits(self, row: int) -> bool:
         """Whether no include or exclude rule keeps an item from the person."""
@@ -171,7 +173,7 @@ class Work:
             self.facts,
             self.seconds,
             stranger=self.stranger,
-            guarding=None if self.query.personalized else self.truth,
+            guarding=self.truth if self._guarded else None,
             changes=self.changes,
             without=self.query.without_rules,
             whose=self.profile.user_id or self.query.user_id,
@@ -196,45 +198,24 @@ class Work:
         return Work(self.query, self.snapshot, self.profile, stranger=self.stranger, arms={}).facts
 
     @cached_property
-    def _past(self) -> Past:
-        events = self.profile.history if self.query.personalized else ()
-        return _those(events, rows := self.catalogue.rows(event.item_id for event in events), rows >= 0)
-
-    @cached_property
-    def _telling(self) -> Past:
-        (events, rows), spec = self._past, self.snapshot.bundle.spec
-        silent = {name for name in {event.event_type for event in events} if not spec.telling(name)}
-        if not silent:
-            return events, rows
-        return _those(events, rows, np.array([event.event_type not in silent for event in events]))
+    def past(self) -> History:
+        """What the person did with items that exist now; nothing for a request without personalization."""
+        return History.of(self.profile.history if self.query.personalized else (), self.catalogue)
 
     @property
     def history(self) -> tuple[HistoryEvent, ...]:
-        """The person's events that say something about their taste, with items that exist now, oldest first.
-
-        Empty for a request without personalization; what was only shown to them is not part of it.
-        """
-        return self._telling[0]
+        """The events of `past` that say something about the person's taste, oldest first."""
+        return self.past.telling.events
 
     @property
     def history_rows(self) -> Rows:
         """Rows [L] of `history`."""
-        return self._telling[1]
+        return self.past.telling.rows
 
-    @cached_property
+    @property
     def interests(self) -> Rows:
-        """Places [M] in `history` of what the person did with items that they have not disliked since, oldest first."""
-        kind = self.snapshot.bundle.spec.event_kind
-        weights = {name: kind(name).weight for name in {event.event_type for event in self.history}}
-        places, disliked = [], set()
-        for at in range(len(self.history) - 1, -1, -1):
-            event = self.history[at]
-            weight = weights[event.event_type]
-            if weight < 0:
-                disliked.add(event.item_id)
-            elif weight > 0 and event.item_id not in disliked:
-                places.append(at)
-        return np.asarray(places[::-1], dtype=np.int64)
+        """Places [M] in `history` of what interested the person, oldest first."""
+        return self.past.telling.interests
 
     @cached_property
     def history_vectors(self) -> Floats:
@@ -316,9 +297,11 @@ class Work:
         other = Work(query, self.snapshot, self.profile, stranger=self.stranger, hurry_at=self.hurry_at, arms=arms)
         shared = {"seconds"}
         if other.query.context == self.query.context:
-            shared.add("facts")
+            shared |= {"facts", "truth"}
+            if other._guarded:
+                _ = self.truth  # once for all siblings
         if other.query.personalized == self.query.personalized:
-            shared |= {"_past", "_telling", "interests", "anchors"}
+            shared |= {"past", "anchors"}
             if "facts" in shared:
                 shared.add("person_vector")
             if other.query.similar_to == self.query.similar_to and "facts" in shared:
@@ -363,13 +346,6 @@ class Work:
     def found_by(self, found: int) -> list[str]:
         """Names of the sources behind the bits of one candidate."""
         return [name for bit, name in enumerate(self.snapshot.sources) if found >> bit & 1]
-
-
-def _those(events: Sequence[HistoryEvent], rows: Rows, kept: Mask) -> Past:
-    """The events that are kept, with their rows; nearly always it is all of them."""
-    if kept.all():
-        return tuple(events), rows
-    return tuple(compress(events, kept)), rows[kept]
 
 
 def _completed(query: Query, placement: Placement) -> Query:

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 
 from embeddings.ids import Rows
+from embeddings.replenishment import BOUGHT
 from serving.request.work import Work
 from serving.stages.sources import PersonSource
 
-BOUGHT = "purchase"
 CONSUMABLE = "consumable"
 """The attribute by which a catalogue says that an item is used up."""
 
