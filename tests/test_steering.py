@@ -72,7 +72,6 @@ def test_a_rule_that_could_never_hold_is_refused(
     [
         ({"when": is_("time.weekday", "eq", 7)}, "when", "nobody could ever take part"),
         ({"when": is_("user.segment", "eq", "nobody")}, "when", "unknown segment 'nobody'"),
-        ({"traffic": 0.0}, "traffic", "leave the experiment a draft"),
         ({"arms": [ARMS[0], {"id": "b", "placements": {"home": {}}}]}, "arms.1.placements.home", "changes no field"),
         ({"ends_at": PAST}, "ends_at", "is over"),
         ({"arms": [ARMS[0] | {"weight": 0.5}, ARMS[1] | {"weight": 0.6}]}, "arms", "must add up to 1"),
@@ -96,6 +95,18 @@ def test_what_intervals_rest_on_stays_while_an_experiment_runs(client: TestClien
         detail = error(client.put("/v1/experiments/e", json=body | change), 422)
         assert detail["field"] == next(iter(change))
     put(client, "experiments/e", body | {"traffic": 0.5, "primary": "revenue", "ends_at": "2030-01-01T00:00:00Z"})
+
+
+def test_an_experiment_pauses_and_outlives_what_it_was_about(client: TestClient) -> None:
+    put(client, "segments/s", {"when": is_("user.age", "gt", 30)})
+    body = {"state": "running", "arms": ARMS, "when": is_("user.segment", "eq", "s")}
+    put(client, "experiments/e", body)
+    assert put(client, "experiments/e", body | {"traffic": 0.0})["warnings"] == ["traffic: is 0, so nobody takes part"]
+    stopped = body | {"state": "stopped"}
+    put(client, "experiments/e", stopped)
+    assert client.delete("/v1/segments/s").status_code == 204
+    assert put(client, "experiments/e", stopped | {"description": "over"})["problem"] is None
+    assert error(client.put("/v1/experiments/e", json=stopped | {"alpha": 0.2}), 422)["field"] == "alpha"
 
 
 def test_people_are_held_out_and_chosen(client: TestClient) -> None:

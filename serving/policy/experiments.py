@@ -139,9 +139,10 @@ def parse_experiment(raw: Mapping[str, Any], *, references: References) -> Exper
         raise _first_wrong(error) from None
     for field, message in _wrong(experiment):
         raise InputError(f"{field}: {message}", field=field)
-    check_segments(experiment.when, references, field="when")
-    for place, arm in enumerate(experiment.arms):
-        changes_of(arm, references, path=f"arms.{place}")
+    if experiment.state != "stopped":  # what a stopped one was about may be gone
+        check_segments(experiment.when, references, field="when")
+        for place, arm in enumerate(experiment.arms):
+            changes_of(arm, references, path=f"arms.{place}")
     for other in references.documents.get("experiment", {}).values():
         if isinstance(other, Experiment) and other.id == experiment.id:
             _check_step(other, experiment)
@@ -184,8 +185,6 @@ def _wrong(one: Experiment) -> Iterator[tuple[str, str]]:
         yield "slice", f"start {one.slice.start:g} must lie below end {one.slice.end:g}"
     if one.span[0] >= one.span[1]:
         yield "ends_at", "must lie after starts_at"
-    if one.state == "running" and not one.traffic:
-        yield "traffic", "is 0, so nobody would take part; give it a share, or leave the experiment a draft"
     if (why := contradiction(one.when)) is not None:
         yield "when", f"nobody could ever take part: {why}"
     yield from _wrong_arms(one)

@@ -39,6 +39,8 @@ def warnings(document: PolicyDocument, policy: Policy, world: World | None) -> l
     found = [*_placements(document, policy)]
     if world is not None:
         found += [*_events(document, world), *_items(document, policy, world)]
+    if isinstance(document, Experiment) and document.state == "running" and not document.traffic:
+        found.append("traffic: is 0, so nobody takes part")
     if isinstance(document, Content | Segment) and not document.enabled:
         kind = CONTENTS.name if isinstance(document, Content) else SEGMENT_KIND
         if needing := list(users((kind, document.id), policy.documents)):
