@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from embeddings.arrays import Floats
+from embeddings.arrays import Floats, unit
 from embeddings.ids import UNKNOWN
 from embeddings.index import VectorIndex
 
@@ -33,8 +33,7 @@ def nearest_items(matrix_ND: Floats, *, count: int = KEPT, exact_rows: int = EXA
     Exact up to `exact_rows` items, above by inverted lists. UNKNOWN fills the places that a small catalogue leaves.
     """
     N = len(matrix_ND)
-    length_N1 = np.maximum(np.linalg.norm(matrix_ND, axis=1, keepdims=True), 1e-12)
-    unit_ND = np.ascontiguousarray(matrix_ND / length_N1, dtype=np.float32)
+    unit_ND = np.ascontiguousarray(unit(matrix_ND), dtype=np.float32)
     found = np.full((N, count), UNKNOWN, dtype=np.int32)
     kept = min(count, max(0, N - 1))
     index = VectorIndex.build(unit_ND, kind="ivf", k=count + 1, seed=seed) if exact_rows < N else None

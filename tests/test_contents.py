@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -122,6 +123,18 @@ SOMETIMES = [
     {"not": {"all": [MORNING, EVENING]}},
     {"all": [is_("time.date", "gt", "2026-03-01"), is_("time.date", "lt", "2026-03-02T12:00")]},
 ]
+
+
+def test_what_is_said_of_long_lists_is_short_and_soon() -> None:
+    stores = {"attribute": "context.store", "op": "in", "value": [f"s{n}" for n in range(1000)]}
+    other = {"attribute": "context.store", "op": "eq", "value": "none of them"}
+    found = contradiction(parse({"all": [stores, other]}, known=None))
+    assert found is not None
+    assert len(found) < 600
+    choices = {"any": [{"attribute": "price", "op": "gt", "value": n} for n in range(60)]}
+    began = time.monotonic()
+    assert contradiction(parse({"all": [stores] * 30 + [choices]}, known=None)) is None
+    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("raw", NEVER)

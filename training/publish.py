@@ -20,7 +20,7 @@ import torch
 from embeddings.arrays import Floats
 from embeddings.bundle_reader import open_bundle
 from embeddings.bundle_writer import Parts, Provenance, write_bundle
-from embeddings.errors import BundleError, GateError
+from embeddings.errors import BundleError, DataError, GateError
 from embeddings.golden import Golden
 from embeddings.index import VectorIndex
 from embeddings.neighbours import nearest_items
@@ -156,6 +156,8 @@ def measure(run: TrainedRun, matrix: Floats) -> Figures:
     figures = {name: _means(ranked, asked) for name, ranked in lists.items()}
     report = run.about.report
     if run.ranker is not None and report is not None and report["held_out"]:
+        if "gain" not in report:
+            raise DataError(f"the ranking model in {run.folder} was judged by an earlier version; train it again")
         figures["retrieval_held_out"], figures["ranker_held_out"] = report["retrieval"], report["ranker"]
         figures["ranker_gain"] = Interval(*report["gain"])._asdict()
     return figures

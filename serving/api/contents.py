@@ -27,7 +27,7 @@ Happened = Annotated[
     list[Literal["exit_intent", "idle"]],
     Field(max_length=2, description="What has happened just now that only the application sees."),
 ]
-Fact = Annotated[Label | None, Field(description="A fact of the request, for conditions.")]
+Fact = Annotated[Label | None, Field(min_length=1, description="A fact of the request, for conditions.")]
 Limit = Annotated[int, Field(ge=1, le=10)]
 Personalized = Annotated[bool, Field(strict=True, description="False decides as for somebody unknown.")]
 

@@ -115,8 +115,11 @@ def routes_of(kind: Kind[Any, Any], engine: Engine) -> APIRouter:
             )
 
     def refuse_switching(document: PolicyDocument) -> None:
-        switches = isinstance(document, Experiment) and document.state == "running" and document.switched
-        if switches and engine.settings.approval:
+        if not isinstance(document, Experiment) or document.state != "running" or not engine.settings.approval:
+            return
+        before = engine.policy.documents[kind.name].get(document.id)
+        runs = before if isinstance(before, Experiment) and before.state == "running" else None
+        if document.switched and (runs is None or runs.switched != document.switched):
             raise Conflict(
                 "arms: rules change through drafts here, so no arm switches one on or off; release its draft to a share of "
                 "the people instead",

@@ -44,7 +44,8 @@ class ConflictOut(Body):
 class SimulationOut(ComparedOut):
     """What the draft of a rule moves; `never` are rules that fired on none of the requests.
 
-    `pages` are logged requests for whole pages, as many as lists were asked for at most: their lists are not asked again.
+    `pages` are requests for whole pages in the same time (without any list, the last day), as many as lists were asked for
+    at most: their lists are not asked again.
     """
 
     rule: str

@@ -54,7 +54,7 @@ async def estimated(
     """
     began = time.monotonic()
     current = live.snapshot.policy.placement(draft.id)
-    logged = await asyncio.to_thread(store.decisions.latest, draft.id, requests, kind="list")
+    logged = await asyncio.to_thread(_logged, store, draft.id, requests, "list")
     usable = [one for one in logged if one.user_id is not None and not one.degraded and one.items]
     what = f"placement '{draft.id}'"
     _check(what, logged, usable)
@@ -93,7 +93,7 @@ def variants_estimated(store: Store, content: Content, *, requests: int) -> dict
     The reward of a decision is 1 if an event of the content's goal names it within `goal_hours` of it, as for learning.
     Raises `InputError` as `estimated` does.
     """
-    logged = store.decisions.latest(content.id, requests, kind="content")
+    logged = _logged(store, content.id, requests, "content")
     shown = [one for one in logged if one.user_id is not None and one.items]
     _check(f"content '{content.id}'", logged, shown)
     first, last = min(one.at for one in shown), max(one.at for one in shown)
@@ -117,6 +117,13 @@ def variants_estimated(store: Store, content: Content, *, requests: int) -> dict
         "shown": float(log.rewards.mean()),
         "variants": {name: _told(log, np.full((len(shown), 1), numbers[name])) for name in ids},
     }
+
+
+def _logged(store: Store, placement: str, requests: int, kind: str) -> list[Decision]:
+    """The latest answers, under the id of the person behind the one that asked: several ids are not several people."""
+    logged = store.decisions.latest(placement, requests, kind=kind)
+    whose = store.aliases.people({one.user_id for one in logged if one.user_id is not None})
+    return [replace(one, user_id=whose.get(one.user_id or "", one.user_id)) for one in logged]
 
 
 def coded(

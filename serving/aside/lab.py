@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from embeddings.arrays import Mask
@@ -24,6 +25,9 @@ PLACEMENTS = 20
 """Placements whose requests are looked at, of a rule that names more."""
 
 
+DAY = timedelta(days=1)
+
+
 async def simulated(
     ladder: Ladder, live: Live, store: Store, name: str, draft: Rule | None, *, requests: int, seconds: float
 ) -> dict[str, Any]:
@@ -36,7 +40,8 @@ async def simulated(
     tried = None if draft is None else _in_force(draft)
     old = next((rule for rule in snapshot.policy.rules if rule.id == name), None)
     decisions = await asyncio.to_thread(_logged, store, [one for one in (old, tried) if one is not None], requests)
-    pages = await asyncio.to_thread(store.decisions.latest, None, requests, kind="page")
+    since = min((one.at for one in decisions), default=datetime.now(UTC) - DAY)
+    pages = await asyncio.to_thread(store.decisions.count, "page", since, requests)
     others = [rule for rule in snapshot.policy.rules if rule.id != name]
     fired: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
 
@@ -65,7 +70,7 @@ async def simulated(
     at_odds = [] if tried is None else await asyncio.to_thread(lambda: list(conflicts(tried, others, mask)))
     return found | {
         "rule": name,
-        "pages": len(pages),
+        "pages": pages,
         "fired": [{"rule": one, "current": fired[0][one], "draft": fired[1][one]} for one in names],
         "never": [one for one in names if found["replayed"] and not fired[0][one] and not fired[1][one]],
         "conflicts": [asdict(one) for one in at_odds],

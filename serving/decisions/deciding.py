@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from embeddings.arrays import Floats
-from embeddings.errors import BespokeError, InputError, NotFound, unknown_name
+from embeddings.errors import BespokeError, NotFound, unknown_name
 from embeddings.ids import bucket, stable_hash
 from serving.decisions.contexts import Axes, axes_of, context_of
 from serving.decisions.learning import Learned
@@ -175,9 +175,9 @@ class Contents:
         self._axes: tuple[str, Axes] | None = None
 
     def decided(self, query: DecisionQuery, work: Work) -> list[Decided]:
-        """Decide several contents, in their order.
+        """Decide several contents, in their order; one that is named twice is decided once.
 
-        Raises `NotFound` for one that does not exist, `InputError` for an alert and for one that is named twice.
+        Raises `NotFound` for one that does not exist, `InputError` for an alert.
         """
         contents = work.snapshot.policy.contents
         for place, name in enumerate(query.contents):
@@ -185,9 +185,7 @@ class Contents:
             if name not in contents:
                 raise NotFound(unknown_name("content", name, contents).message, field=field)
             check_no_alert(contents[name], field)
-            if name in query.contents[:place]:
-                raise InputError(f"{field}: '{name}' is named before; a request decides a content once", field=field)
-        return [self.decide(contents[name], work, seed=query.seed) for name in query.contents]
+        return [self.decide(contents[name], work, seed=query.seed) for name in dict.fromkeys(query.contents)]
 
     def decide(self, content: Content, work: Work, occasion: Occasion | None = None, *, seed: str = "") -> Decided:
         """Decide one content for a person; an alert with what it is about. Nothing is claimed yet."""

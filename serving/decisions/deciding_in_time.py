@@ -96,7 +96,7 @@ class PageContents:
         Somebody who is held out of it has nothing in its place.
         """
         contents = work.snapshot.policy.contents
-        told = {one.content for one in self.made.values() if one.work is work}
+        told = {one.content for one in list(self.made.values()) if one.work is work}  # a late step may still add one
         for content in in_order(one for one in contents.values() if name in (None, one.id) and one.id not in told):
             decided = alert_of(self.contents, content, work)
             if decided is not None and decided.logged:

@@ -13,6 +13,7 @@ import orjson
 from embeddings.schema import PURPOSES, Purpose, allows
 from serving.people.segmentation import segments_of
 from serving.request.catalogue import Catalogue
+from serving.request.history import History
 from serving.request.snapshot import Snapshot
 from serving.store import Alias, Profile, Store
 from serving.store.withheld import LEARNING
@@ -116,10 +117,9 @@ def everything(store: Store, portrait: dict[str, Any], user_id: str) -> Iterator
 
 def _interests(profile: Profile, catalogue: Catalogue) -> tuple[str, ...]:
     counts: Counter[str] = Counter()
-    for event in profile.history:
-        row = catalogue.row(event.item_id)
-        if row >= 0:
-            counts.update(catalogue.value(row, "categories") or ())
+    past = History.of(profile.history, catalogue).telling
+    for row in past.rows[past.interests].tolist():
+        counts.update(catalogue.value(row, "categories") or ())
     return tuple(name for name, _ in counts.most_common(LIKED))
 
 

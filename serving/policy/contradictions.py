@@ -55,6 +55,12 @@ DOMAINS: Mapping[str, Domain] = {
 """Facts of which the values are known, and the fields of an item that hold one."""
 
 TEXTS = ("item_id", "title", DATE)
+LONGEST = 300
+"""Characters of a condition that are told."""
+
+MOST = 20_000
+"""So many pairs of a value and a comparison are tried for one attribute; what needs more is taken to be possible."""
+
 OPEN = Domain(says="has one value", always=False)
 
 
@@ -85,9 +91,12 @@ def _impossible(conditions: Iterable[Condition], now: float | None) -> str | Non
             said = " and ".join([*map(_told, leaves), *(f"not {_told(leaf)}" for leaf in without)])
             known = DOMAINS.get(name)
             return f"nothing fulfils {said}" + (f": '{name}' {known.says}" if known else "")
-    sure = [*held, *map(Not, ruled_out)]
+    sure = [(one, one.attributes()) for one in (*held, *map(Not, ruled_out))]
     for choice in choices:
-        found = [_impossible([*sure, child], now) for child in choice.children]
+        found = [
+            _impossible([*(one for one, names in sure if names & child.attributes()), child], now)
+            for child in choice.children
+        ]
         if None not in found:
             return found[0]
     return None
@@ -121,7 +130,8 @@ def _sorted(conditions: Iterable[Condition]) -> tuple[list[Condition], list[Cond
 
 
 def _told(condition: Condition) -> str:
-    return json.dumps(condition.to_json())
+    text = json.dumps(condition.to_json())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _never_done(one: Did, ruled_out: Iterable[Condition], now: float | None) -> str | None:
@@ -146,7 +156,10 @@ def _possible(name: str, leaves: Sequence[Comparison], without: Sequence[Compari
     if name not in DOMAINS and not name.startswith("context."):
         unequal = [leaf for leaf in asked if leaf.op == "ne"]
         return all(any(_fulfils(name, value, unequal, without) for value in values) for values in named)
-    tried = _candidates(name, domain, [*asked, *without], named, now)
+    every = [*asked, *without]
+    if len(every) * sum(len(leaf.value) if isinstance(leaf.value, tuple) else 1 for leaf in every) > MOST:
+        return True  # nobody waits for that
+    tried = _candidates(name, domain, every, named, now)
     return tried is None or any(_fulfils(name, value, asked, without) for value in tried)
 
 

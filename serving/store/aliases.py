@@ -41,6 +41,7 @@ class Aliases:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._histories = Histories(database)
+        self._groups = Groups(database)
         self._row = database.prepared("SELECT user_id, created_at, checksum FROM aliases WHERE alias = ?")
 
     def link(self, alias: str, user_id: str) -> bool:
@@ -95,6 +96,10 @@ class Aliases:
         """Return the person behind an id: the one that it is an alias of, else itself."""
         row = self._row(name)
         return name if row is None else person(name, *row)
+
+    def people(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the person behind each of some ids that is an alias."""
+        return self._database.read(lambda connection: self._groups.people(connection, names))
 
     def of(self, user_id: str) -> tuple[Alias, ...]:
         """Return the aliases of a person, by id."""

@@ -96,12 +96,18 @@ class Contacts:
     def _claimed(self, batches: Sequence[Sequence[Contact]]) -> list[list[bool]]:
         def work(connection: Connection) -> list[list[bool]]:
             if not self._database.embedded:  # an SQLite write has the whole database to itself already
-                # In one order everywhere, or two such writes could wait for each other.
-                for key in sorted({_lock(contact) for batch in batches for contact in batch}):
-                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+                self._lock(connection, [contact for batch in batches for contact in batch])
             return [[self._claim(connection, contact) for contact in batch] for batch in batches]
 
         return self._database.write(work)
+
+    def _lock(self, connection: Connection, contacts: Sequence[Contact]) -> None:
+        """Have what is counted of these people alone until the transaction ends, whichever of their ids is named."""
+        whose = self._groups.people(connection, {contact.user_id for contact in contacts})
+        counted = {(one.counted, whose.get(one.user_id, one.user_id)) for one in contacts}
+        keys = {stable_hash("\n".join(names), salt="contacts") - 2**63 for names in counted}  # 64 bits with a sign
+        for key in sorted(keys):  # in one order everywhere, or two such writes could wait for each other
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
     def _claim(self, connection: Connection, contact: Contact) -> bool:
         if not _open(connection, contact):
@@ -110,11 +116,6 @@ class Contacts:
         ids = self._groups.ids(connection, contact.user_id)
         connection.execute(self._put, [row | {"user_id": user_id} for user_id in ids])
         return True
-
-
-def _lock(contact: Contact) -> int:
-    """The number, in 64 bits with a sign, of what only one transaction may claim at a time."""
-    return stable_hash(f"{contact.counted}\n{contact.user_id}", salt="contacts") - 2**63
 
 
 def _of_person(user_id: str) -> ColumnElement[bool]:

@@ -125,6 +125,12 @@ class Decisions:
         query = query.order_by(DECISIONS.c.at.desc(), DECISIONS.c.recommendation_id.desc()).limit(check_limit(limit))
         return tuple(map(decision_of, self._database.rows(query)))
 
+    def count(self, kind: str, since: datetime, limit: int) -> int:
+        """Return how many decisions of one kind there are from a moment on, or `limit` if there are more."""
+        found = select(DECISIONS.c.at).where(DECISIONS.c.at >= micros(since), DECISIONS.c.kind == kind).limit(limit)
+        count = select(func.count()).select_from(found.subquery())
+        return int(self._database.read(lambda connection: connection.execute(count).scalar_one()))
+
     def horizon(self) -> int:
         """Return the highest number up to which no further decision can appear: see `sequences.horizon`."""
         return horizon(self._database, DECISIONS)
