@@ -318,7 +318,7 @@ def test_results_over_http_and_a_guardrail_that_acts_by_itself(service: tuple[Te
     lost = body("lost", layer="x", state="stopped", arms=[{"id": "a"}, {"id": "b", "rules_on": ["gone"]}])
     engine.store.documents.put("experiment", "lost", lost, by="test")
     engine.take_changes()
-    assert "unknown rule 'gone'" in client.get("/v1/experiments/lost").json()["problem"]
+    assert client.get("/v1/experiments/lost").json()["problem"] is None, "what it was about may be gone"
     assert client.get("/v1/experiments/lost/results").json()["people"] == 0
     rails = body(guardrails=[{"metric": "revenue", "margin": 0.05}])
     assert client.put("/v1/experiments/dial", json=rails).status_code == 200
