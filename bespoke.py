@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ import typer.core
 import typer.main
 
 from embeddings.errors import Unavailable, unknown_name
-from training.cli import Commands, activity, output
+from training.cli import Commands, DataDir, Format, activity, output
 
 if TYPE_CHECKING:
     from training.sources import Data
@@ -154,13 +155,44 @@ def demo(
     }
     if again or not _is_made(home, asked):
         _make(home, dataset, asked)
-    output().print(f"releases in {home / 'releases'}, store in {home / 'store.db'}", highlight=False, markup=False)
+    store = f"sqlite:///{home / 'store.db'}"
+    where = f"export BESPOKE_RELEASES={shlex.quote(str(home / 'releases'))} BESPOKE_STORE={shlex.quote(store)}"
+    output().print(
+        f"the other commands find it by  {where}\nand the training by  --run {shlex.quote(str(home / 'run'))}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     if not no_serve:
         from serving.cli import serve_settings
         from serving.settings import Settings
 
-        given = {"releases": home / "releases", "store": f"sqlite:///{home / 'store.db'}", "port": port}
+        given = {"releases": home / "releases", "store": store, "port": port}
         serve_settings(Settings.load(given), user_id=(home / "someone").read_text(encoding="utf-8"))
+
+
+@app.command()
+def load(
+    data_dir: DataDir,
+    format: Format = "auto",  # noqa: A002 - the word that people look for
+    store: Annotated[str | None, typer.Option(help="Store to fill; that of the settings if left out.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+) -> None:
+    """Fill the store that the service reads: a catalogue, people, and what they did so far; twice is as good as once."""
+    from serving.settings import Settings
+    from training.sources import read
+
+    url = Settings.load({"store": store}, file=config).store
+    with activity() as say:
+        say("data", 0.0)
+        data = read(data_dir, format=format)
+        done = _fill_store(url, data, say)
+    output().print(
+        f"{done['items']:,} items, {done['users']:,} people and {done['events']:,} events loaded; "
+        f"{done['known_events']:,} events were there before, {data.counts.quarantined:,} rows refused",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _is_made(home: Path, asked: dict[str, Any]) -> bool:
@@ -183,7 +215,7 @@ def _make(home: Path, dataset: str, asked: dict[str, Any]) -> None:
         source = Source(path=_data(home, dataset, asked))
         run = train_run(home / "run", source, config, parse_run(checkpoints=home / "run"), say=say)
         published = publish(run, home / "releases", say=lambda text: say(text, 1.0))
-        _fill_store(home / "store.db", read(source.path), say)
+        _fill_store(f"sqlite:///{home / 'store.db'}", read(source.path), say)
     (home / "someone").write_text(run.data.users.id(0), encoding="utf-8")
     (home / "demo.json").write_text(json.dumps(asked), encoding="utf-8")
     for name in ("popularity", "item_knn", "two_tower"):
@@ -217,8 +249,8 @@ def _data(home: Path, dataset: str, asked: dict[str, Any]) -> Path:
     return Shop(items=asked["items"], users=asked["users"], end=today).write(home / "data")
 
 
-def _fill_store(path: Path, data: Data, say: Callable[[str, float], None]) -> None:
-    """Give the service the catalogue, the people and the events that the model was trained on."""
+def _fill_store(url: str, data: Data, say: Callable[[str, float], None]) -> dict[str, int]:
+    """Give a store the catalogue, the people and the events of some data; returns what it has of them, by kind."""
     from serving.store import Store
     from serving.store.load import load_tables
 
@@ -230,8 +262,8 @@ def _fill_store(path: Path, data: Data, say: Callable[[str, float], None]) -> No
         done += count
         say("loading the store", done / rows)
 
-    with Store.open(f"sqlite:///{path}") as store:
-        load_tables(store, items=data.items, users=data.users, events=data.events, progress=progress)
+    with Store.open(url) as store:
+        return load_tables(store, items=data.items, users=data.users, events=data.events, progress=progress)
 
 
 def main() -> None:

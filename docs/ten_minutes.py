@@ -14,10 +14,15 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 URL = "http://127.0.0.1:8000"
+MADE = (
+    *("experiments/tour-test", "layouts/tour", "contents/tour-hero", "contents/tour-price"),
+    *("drafts/tour-boost", "rules/tour-boost", "rules/tour-pin", "segments/tour-lookers", "placements/tour"),
+)
 
 
 def fetch(method: str, path: str, body: Any = None) -> bytes:
@@ -30,6 +35,8 @@ def fetch(method: str, path: str, body: Any = None) -> bytes:
             raw: bytes = reply.read()
     except urllib.error.HTTPError as error:
         sys.exit(f"{method} {path}: {error.code} {error.read().decode()}")
+    except (urllib.error.URLError, ValueError) as error:
+        sys.exit(f"no service answers at {URL}: {error}")
     return raw
 
 
@@ -128,7 +135,8 @@ def contents(person: str) -> None:
     shown = ""
     for _ in range(3):
         one = call("POST", "/v1/decisions", asked)["decisions"][0]
-        say(f"{one['variant']}, with a chance of {one['propensity']}: {one['reason']['text']}")
+        chance = f"{one['variant']}, with a chance of {one['propensity']:.0%}" if one["variant"] else "nothing"
+        say(f"{chance}: {one['reason']['text']}")
         shown = one["recommendation_id"] if one["variant"] else shown
     click = {"user_id": person, "item_id": "content:tour-hero", "event_type": "click"}
     call("POST", "/v1/events", click | {"recommendation_id": shown})
@@ -150,7 +158,7 @@ def alerts(person: str, items: list[str]) -> None:
 def experiment(person: str) -> None:
     """8. An experiment changes something for some people; its intervals hold whenever one looks."""
     arms = [{"id": "as_is"}, {"id": "novel", "placements": {"tour": {"novelty": 1.0}}}]
-    call("PUT", "/v1/experiments/tour-test", {"state": "running", "arms": arms, "primary": "clicks"})
+    call("PUT", "/v1/experiments/tour-test", {"state": "running", "layer": "tour", "arms": arms, "primary": "clicks"})
     arm = call("POST", "/v1/recommendations", asks(person))["experiment"]
     say(f"the arm of this person, on every channel: {arm}")
     found = call("GET", "/v1/experiments/tour-test/results")
@@ -171,7 +179,9 @@ def estimate(person: str) -> None:
     found = call("GET", "/v1/contents/tour-hero/estimate")
     for name, variant in found["variants"].items():
         best = variant["snips"]
-        say(f"{name}, for everybody: {best['estimate']:.0%} would click ({best['low']:.0%} to {best['high']:.0%})")
+        say(
+            f"{name}, for everybody: {best['estimate']:.0%} would click ({max(0.0, best['low']):.0%} to {best['high']:.0%})"
+        )
     for visitor in visitors:
         call("POST", f"/v1/users/{visitor}/erase")
 
@@ -217,22 +227,32 @@ def privacy(person: str) -> None:
 
 def audit() -> None:
     """13. Who changed what, when and why; and everything of this tour is taken away again."""
-    kinds = ("experiments/tour-test", "layouts/tour", "contents/tour-hero", "contents/tour-price", "rules/tour-pin")
-    for path in (*kinds, "segments/tour-lookers", "placements/tour"):
-        call("DELETE", f"/v1/{path}")
+    tidy()
     for change in call("GET", "/v1/audit?limit=3")["entries"]:
         say(f"{change['at']}: {change['by']} {change['action']} {change['kind']} {change['id']}")
+
+
+def tidy() -> None:
+    """Take away what the tour makes, each before what it names; what is not there is no trouble."""
+    for path in MADE:
+        with suppress(SystemExit):
+            call("DELETE", f"/v1/{path}")
 
 
 def main() -> None:
     """Walk through all of it."""
     person = f"tour-{uuid.uuid4().hex[:8]}"
     items = [item["item_id"] for item in call("GET", "/v1/items?limit=12")["items"]]
+    if len(items) < 5:
+        sys.exit(f"the service at {URL} has {len(items)} items: fill its store first, see `bespoke load --help`")
     parts = (lists, dial, page, rules, lab, contents, alerts, experiment, estimate, channels, elsewhere, privacy, audit)
     known = {"person": person, "items": items}
-    for part in parts:
-        print(f"\n{part.__doc__}")
-        part(**{name: known[name] for name in part.__code__.co_varnames[: part.__code__.co_argcount]})
+    try:
+        for part in parts:
+            print(f"\n{part.__doc__}")
+            part(**{name: known[name] for name in part.__code__.co_varnames[: part.__code__.co_argcount]})
+    finally:
+        tidy()
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def python(code: str, *, where: Path = ROOT) -> subprocess.CompletedProcess[str]
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     code = "import sys, bespoke\ntry: bespoke.main()\nexcept SystemExit: print(sorted(sys.modules), file=sys.stderr)"
     found = python(f"import sys; sys.argv = ['bespoke', '--help']\n{code}")
-    for name in (*bespoke.COMMANDS, "demo"):
+    for name in (*bespoke.COMMANDS, "demo", "load"):
         assert f" {name} " in found.stdout
     loaded = set(ast.literal_eval(found.stderr))
     assert not loaded & {"torch", "numpy", "pandas", "pyarrow", "faiss", "ray", "fastapi", "sqlalchemy"}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from serving.settings import Settings
+from serving.store import Store
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -121,8 +122,10 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         ran.append(command.split()[1])
-    assert ran == ["data", "data", "train", "evaluate", "publish"]
+    assert ran == ["data", "data", "train", "evaluate", "publish", "load"]
     assert (tmp_path / "var" / "releases" / "current").is_file()
+    with Store.open(f"sqlite:///{tmp_path / 'var' / 'store.db'}") as store:
+        assert len(store.catalogue.list(400).items) == 300
 
 
 @pytest.mark.slow
