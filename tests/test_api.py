@@ -105,6 +105,14 @@ def test_similar_and_rankings(client: TestClient) -> None:
     assert body["unknown"] == ["zz"]
 
 
+def test_a_misspelt_parameter_changes_nothing(client: TestClient) -> None:
+    for parameter in ("expected_versio", "validate_olny"):
+        detail = error(client.put("/v1/placements/home", json={"k": 5}, params={parameter: 1}), 422)
+        assert (detail["field"], "did you mean" in detail["message"]) == (parameter, True)
+    error(client.get("/v1/placements/home"), 404)
+    assert "known: " in error(client.get("/v1/alerts", params={"user_id": "ann", "x": 1}), 422)["message"]
+
+
 def test_items_live_and_die_over_http(client: TestClient) -> None:
     item = {"title": "Fresh", "categories": ["group-3"], "price": 3.5, "attributes": {"brand": "new"}}
     assert client.put("/v1/items/fresh", json=item).json()["item_id"] == "fresh"

@@ -218,7 +218,7 @@ def test_the_demo_gives_the_service_everything(tmp_path: Path) -> None:
 
     data = read(habits.write(tmp_path / "data"))
     said: list[float] = []
-    bespoke._fill_store(tmp_path / "store.db", data, lambda text, share: said.append(share))
+    bespoke._fill_store(f"sqlite:///{tmp_path / 'store.db'}", data, lambda text, share: said.append(share))
     with Store.open(f"sqlite:///{tmp_path / 'store.db'}") as store:
         assert store.catalogue.count() == 120
         assert store.events.count("u000") == len(habits.history(0))

@@ -244,6 +244,15 @@ def test_neighbours_that_changed_since_the_release_are_found(engine: Engine) -> 
     assert found() == before > 0
 
 
+def test_neighbours_are_searched_for_among_what_a_filter_leaves(engine: Engine) -> None:
+    do(engine, "g2-3")
+    others = {"attribute": "categories", "op": "contains", "value": "group-0"}
+    answer = ask(engine, filter=others, explain=True)
+    found = next(one["found"] for one in stages(answer) if one["name"] == "similar_to_recent")
+    assert 0 < found <= PER_GROUP
+    assert groups(answer) == {"g0"}
+
+
 def test_rules_include_exclude_boost_bury_pin_and_cap(engine: Engine) -> None:
     do(engine, "g2-3")
     group2 = {"attribute": "categories", "op": "contains", "value": "group-2"}

@@ -172,6 +172,7 @@ def test_what_others_need_is_not_taken_away(client: TestClient) -> None:
         ("rules/r", PIN | {"placements": ["for_yuo"]}, "'for_yuo'; did you mean 'for_you'?"),
         ("experiments/e", {"arms": ARMS, "placements": ["for_yuo"]}, "did you mean 'for_you'?"),
         ("placements/home", {"seen": ["purchse"]}, "no events of type 'purchse'; did you mean 'purchase'?"),
+        ("placements/home", {"objectives": {"return": -1.0}}, "does not predict 'return'; it does: "),
         ("rules/r", PIN | {"when": {"not": {"did": "veiw"}}}, "did you mean 'view'?"),
         ("contents/hero", HERO | {"goal": "clik"}, "did you mean 'click'?"),
         ("rules/r", PIN | {"items": is_("item_id", "eq", "gone")}, "no item of the catalogue"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from embeddings.arrays import Mask
+from embeddings.errors import unknown_name
 from serving.analysis.intervals import Interval, adjusted, difference, lift, mean, sample_ratio
 from serving.analysis.people import People, measured
 from serving.policy.experiments import HOLDOUT, METRICS, Experiment, Metric
@@ -121,6 +122,10 @@ def results(store: Store, experiment: Experiment, *, now: datetime, segment: str
     outcomes, until = outcomes_of(store, experiment, now=now, attributes=segment not in (None, ACTIVITY))
     # Two ids that turned out to be one person may have met both arms; what they do tells nothing about either.
     certain = [one for one in outcomes if one.arm == one.last_arm]
+    if segment not in (None, ACTIVITY) and certain:
+        known = {name for one in certain for name in one.attributes or ()}
+        if segment not in known:
+            raise unknown_name("attribute", str(segment), {*known, ACTIVITY}, field="segment")
     people = People.of(certain, until=until)
     counts = np.bincount(people.arm, minlength=len(arms_of(experiment))).tolist()
     answers: Counter[int] = Counter()

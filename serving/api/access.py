@@ -28,6 +28,7 @@ from serving.store import Key, Keyring
 
 OPEN = frozenset(
     {
+        "/",
         "/healthz",
         "/readyz",
         "/docs",

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
@@ -34,8 +34,9 @@ from serving.api import (
 )
 from serving.api.access import Access, describe
 from serving.api.guard import Guard
+from serving.api.parameters import known_parameters
 from serving.api.patience import Patience
-from serving.api.static import add_console, add_documentation, add_script
+from serving.api.static import add_console, add_documentation, add_script, add_start
 from serving.replica.engine import Engine
 from serving.store import Keyring
 
@@ -83,13 +84,14 @@ def create_api(engine: Engine) -> FastAPI:
         redoc_url=None,
     )
     for make in ROUTERS:
-        api.include_router(make(engine))
+        api.include_router(make(engine), dependencies=[Depends(known_parameters)])
     if settings.gorse:
         api.include_router(gorse.router(engine))
     add_documentation(api)
     add_script(api)
     if settings.console:
         add_console(api)
+    add_start(api, "/console" if settings.console else "/docs")
     errors.install(api)
     api.add_middleware(Patience, seconds=settings.request_timeout_s)
     access = Access(keyring, replicas=settings.replicas) if settings.protected else None

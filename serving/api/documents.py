@@ -81,7 +81,9 @@ def world_of(engine: Engine) -> World | None:
         return None
     snapshot = engine.snapshot
     mask = partial(snapshot.catalogue.mask_of, now=time.time())
-    return World(event_types=snapshot.bundle.spec.event_types, mask=mask)
+    ranker = snapshot.bundle.manifest.ranker
+    objectives = ranker.objectives if ranker is not None else None
+    return World(event_types=snapshot.bundle.spec.event_types, objectives=objectives, mask=mask)
 
 
 def routes_of(kind: Kind[Any, Any], engine: Engine) -> APIRouter:

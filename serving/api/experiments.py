@@ -115,7 +115,7 @@ def router(engine: Engine) -> APIRouter:
 
         return json_response(await run_in_threadpool(found))
 
-    @routes.get("/v1/contents/{id}/estimate", response_model=VariantsOut, responses=documented(404), tags=["contents"])
+    @routes.get("/v1/contents/{id}/estimate", response_model=VariantsOut, responses=documented(404))
     async def estimate(id: DocumentPath, requests: Requests = 10_000) -> Response:  # noqa: A002
         """Each variant alone, judged by the latest logged decisions and the chances with which they were taken."""
 

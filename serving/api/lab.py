@@ -238,9 +238,7 @@ def router(engine: Engine) -> APIRouter:
 
         return json_response(await run_in_threadpool(ramp))
 
-    @routes.post(
-        "/v1/rules/{id}/rollback", response_model=RuleChangedOut, responses=documented(404, 409), tags=["rules"]
-    )
+    @routes.post("/v1/rules/{id}/rollback", response_model=RuleChangedOut, responses=documented(404, 409))
     async def roll_back(
         id: DocumentPath,  # noqa: A002
         by: Caller,

@@ -150,13 +150,12 @@ class PreviewOut(ComparedOut):
 
 def router(engine: Engine) -> APIRouter:
     """Routes beside those that placements have as documents."""
-    routes = APIRouter(tags=["pages"])
+    routes = APIRouter(tags=["placements"])
 
     @routes.post(
         "/v1/placements/{id}/preview",
         response_model=PreviewOut,
         responses=documented(429),
-        tags=["placements"],
         summary="What a change would move",
     )
     async def preview(id: DocumentPath, body: PreviewIn) -> Response:  # noqa: A002 - the name that it has in every document
@@ -169,7 +168,6 @@ def router(engine: Engine) -> APIRouter:
         "/v1/placements/{id}/estimate",
         response_model=EstimateOut,
         responses=documented(429),
-        tags=["placements"],
         summary="What a change would bring",
     )
     async def estimate(id: DocumentPath, body: EstimateIn) -> Response:  # noqa: A002

@@ -11,7 +11,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette._utils import get_route_path
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 from serving.browser import PATH as SCRIPT
 from serving.browser import script
@@ -48,6 +48,15 @@ DOCUMENTATION_POLICY = (
     "default-src 'none'; connect-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self' "
     f"'sha256-{base64.b64encode(hashlib.sha256(START.encode()).digest()).decode()}'; {EDGES}"
 )
+
+
+def add_start(api: FastAPI, page: str) -> None:
+    """Lead whoever opens the address of the service itself to a page of it."""
+
+    async def start(request: Request) -> Response:
+        return RedirectResponse(request.scope.get("root_path", "") + page)
+
+    api.router.add_route("/", start, methods=["GET"], include_in_schema=False)
 
 
 def add_script(api: FastAPI) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from embeddings.arrays import Mask
@@ -28,9 +28,13 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What there is beside the policy: the event types that the release knows, and which items [N] fulfil a condition."""
+    """What there is beside the policy: what the release knows of events, and which items [N] fulfil a condition.
+
+    `objectives` are those that it predicts, None where it has no ranking model.
+    """
 
     event_types: Collection[str]
+    objectives: Collection[str] | None
     mask: Callable[[Condition], Mask]
 
 
@@ -38,7 +42,7 @@ def warnings(document: PolicyDocument, policy: Policy, world: World | None) -> l
     """What is probably not meant in a document; without a `world` (no release yet) nothing is said of items and events."""
     found = [*_placements(document, policy)]
     if world is not None:
-        found += [*_events(document, world), *_items(document, policy, world)]
+        found += [*_events(document, world), *_objectives(document, world), *_items(document, policy, world)]
     if isinstance(document, Experiment) and document.state == "running" and not document.traffic:
         found.append("traffic: is 0, so nobody takes part")
     if isinstance(document, Content | Segment) and not document.enabled:
@@ -86,6 +90,26 @@ def _events(document: PolicyDocument, world: World) -> Iterator[str]:
     for field, name in dict.fromkeys(named):
         if name not in known and name != ANY:
             yield f"{field}: the model release knows no events of type '{name}'{_near(name, known)}"
+
+
+def _objectives(document: PolicyDocument, world: World) -> Iterator[str]:
+    named: list[tuple[str, Iterable[str]]] = []
+    match document:
+        case Placement():
+            named = [("objectives", document.objectives)]
+        case Experiment():
+            named = [
+                (f"arms.{n}.placements.{name}.objectives", fields.get("objectives", ()))
+                for n, arm in enumerate(document.arms)
+                for name, fields in arm.placements.items()
+            ]
+    known = world.objectives
+    for field, names in named:
+        for name in names:
+            if known is None:
+                yield f"{field}.{name}: the model release has no ranking model, so objectives count for nothing"
+            elif name not in known:
+                yield f"{field}.{name}: the model release does not predict '{name}'; it does: {', '.join(known)}"
 
 
 def _items(document: PolicyDocument, policy: Policy, world: World) -> Iterator[str]:

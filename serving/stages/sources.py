@@ -14,6 +14,9 @@ from serving.stages.stage import Source
 RECENT_ITEMS = 5
 """`similar_to_recent` starts from the last five distinct items of the history."""
 
+ENOUGH = 0.25
+"""Of the neighbours that a release knows at least so many must be allowed; else the allowed ones are searched for."""
+
 NEW_DAYS = 30.0
 PINNED_POOL = 256
 """Of a pin that names more items, those in highest demand are compared; all of them only if none of these is allowed."""
@@ -124,10 +127,13 @@ class SimilarToRecent(PersonSource):
         """Neighbours of the last few items, each item's best ones in turn."""
         touched = work.history_rows[work.interests[::-1]].tolist()
         recent = np.asarray(list(dict.fromkeys(touched))[:RECENT_ITEMS], dtype=np.int64)
-        known = work.catalogue.neighbours(recent)
-        if known is None:
-            return neighbours(work, work.catalogue.vectors(recent), max(1, count // 5))
-        return known[:, : max(1, count // 5)].T.ravel()
+        each, known = max(1, count // RECENT_ITEMS), work.catalogue.neighbours(recent)
+        if known is not None:
+            found = known[:, :each].T.ravel()
+            found = found[found >= 0]
+            if work.allowed[found].sum() >= len(found) * ENOUGH:
+                return found
+        return neighbours(work, work.catalogue.vectors(recent), each)
 
 
 class Replenishment(PersonSource):

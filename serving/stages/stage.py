@@ -105,7 +105,7 @@ class Source(Stage):
         rows = rows[rows >= 0]
         work.finds[self.name] = allowed = rows[work.allowed[rows]]
         work.join(allowed, self.name)
-        return {"found": len(rows)}
+        return {"found": len(allowed)}
 
 
 class Filter(Stage):
