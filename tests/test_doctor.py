@@ -20,6 +20,7 @@ from sqlalchemy import text
 import bespoke
 from embeddings.errors import Unavailable
 from embeddings.releases import CURRENT
+from embeddings.schema import Item
 from serving import family, loopback, process
 from serving.doctor import command, data, machine, processes
 from serving.doctor.finding import Finding, Findings, worst
@@ -265,8 +266,10 @@ def test_a_store_of_this_version(kind: str, tmp_path: Path) -> None:
         assert [level for level, _ in before] == ["ok"]
         assert "made at" in before[0][1]
         with Store.open(url) as store:
-            (fine, keys) = told(data.store(one))
-            assert (fine[0], keys[0]) == ("ok", "warning")
+            (fine, empty, keys) = told(data.store(one))
+            assert (fine[0], empty[0], keys[0]) == ("ok", "warning", "warning")
+            assert "bespoke load" in empty[1]
+            store.catalogue.upsert([Item(item_id="a")])
             assert "bespoke keys create" in keys[1]
             store.keys.create("all", ["admin"], per_minute=60, by="test")
             assert the(data.store(one))[0] == "ok"

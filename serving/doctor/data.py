@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import psutil
-from sqlalchemy import make_url, text
+from sqlalchemy import make_url, select, text
 
 from embeddings.bundle import Bundle
 from embeddings.bundle_reader import open_bundle
@@ -19,6 +19,7 @@ from serving.store.database import Database
 from serving.store.examine import examine
 from serving.store.keys import Keys
 from serving.store.migrations import state
+from serving.store.tables import ITEMS
 
 EXAMINE_S = 15.0
 WAIT_S = 5.0
@@ -86,6 +87,10 @@ def _opened(settings: Settings, database: Database) -> Findings:
     else:
         yield ok("store", f"{database.where} answers")
         yield from _durable(database)
+    if database.read(lambda connection: connection.execute(select(ITEMS.c.item_id).limit(1)).first()) is None:
+        yield warning(
+            "store", "no item was ever written to it", "`bespoke load --data-dir DIR` fills it, or send POST /v1/items"
+        )
     if settings.protected and not Keys(database).active():
         yield warning(
             "keys", "keys are needed and there is none", "`bespoke keys create --name ADMIN --scope admin` makes one"
