@@ -17,9 +17,9 @@ from rich.console import Console
 from embeddings.errors import ConfigError, InputError
 from embeddings.schema import first_error
 from serving.options import ConfigFile, StoreUrl, described
-from serving.people.mailing import missing, plan_mailing
+from serving.people.mailing import check, missing, plan_mailing
 from serving.people.messages import Campaign
-from serving.policy.contact import Cap, Quiet
+from serving.policy.contact import Cap, Quiet, check_zone
 from serving.settings import Settings
 from serving.store import Store
 from serving.store.batches import sole, write_manifest
@@ -73,6 +73,7 @@ def batch(
 ) -> None:
     """Write messages for everybody who may get one: lists, reasons and what is due, as the service would answer them."""
     settings = Settings.load({"releases": releases, "store": store}, file=config)
+    check_zone(time_zone)
     campaign = _campaign(
         placement=placement,
         channel=channel,
@@ -89,6 +90,7 @@ def batch(
     work = _work(workers, plain=plain)
     folder = out.resolve()
     began = time.monotonic()
+    check(settings, campaign)
     with sole(folder):
         with Store.open(settings.store) as opened:
             plan = plan_mailing(opened, folder, campaign, limit=limit)

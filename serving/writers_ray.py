@@ -22,6 +22,7 @@ from typing import Any
 import ray
 import ray.data
 
+from embeddings.errors import BespokeError
 from serving.settings import Settings
 from serving.store.batches import Counts, Plan
 from serving.writers import THREADS, Writer
@@ -56,8 +57,24 @@ def on_ray(settings: Settings, folder: Path, plan: Plan, numbers: Sequence[int],
             compute=ray.data.ActorPoolStrategy(size=size),
             fn_constructor_args=(settings.model_dump(mode="json"), str(folder)),
         )
-        for row in written.iter_rows():
-            yield Counts(int(row["messages"]), Counter(json.loads(row["skipped"])))
+        with _unwrapped():
+            for row in written.iter_rows():
+                yield Counts(int(row["messages"]), Counter(json.loads(row["skipped"])))
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise an error of ours as it was raised in an actor, not the page of traces that Ray makes of it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            own = getattr(cause, "cause", cause)  # what Ray raises is of both classes, and holds the original
+            if isinstance(own, BespokeError):
+                raise own from None
+            cause = cause.__cause__
+        raise
 
 
 @contextmanager

@@ -523,8 +523,26 @@ def test_processes_and_ray_data_write_the_same(
         assert list(work(settings, folder, plan, missing(folder, plan), 2)) == []
 
 
+def test_an_error_of_ours_comes_out_of_ray_as_it_was() -> None:
+    exceptions = pytest.importorskip("ray.exceptions")
+    from serving.writers_ray import _unwrapped
+
+    wrong = InputError("content: 'cart' is an alert", field="content")
+    both = exceptions.RayTaskError("write", "a page of traces", wrong).as_instanceof_cause()
+    within = exceptions.UserCodeException("a page of traces")
+    within.__cause__ = both
+    for raised in (both, within):
+        with pytest.raises(InputError) as found, _unwrapped():
+            raise raised
+        assert found.value is wrong
+    with pytest.raises(KeyError), _unwrapped():
+        raise KeyError("not ours")
+
+
 def test_the_command_writes_a_mailing(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     where = ["--releases", settings.releases, "--store", settings.store, "--workers", "1"]
+    alert = {"id": "cart", "variants": [{"id": "a", "payload": {"text": "a"}}], "trigger": {"type": "cart_abandonment"}}
+    engine.store.documents.put("content", "cart", alert, by="test")
     code, out, err = call("batch", "--out", tmp_path / "out", "--placement", "mail", "--k", "3", "--limit", "5", *where)
     assert code == 0, err
     assert f"5 messages for 5 people in {tmp_path / 'out'}" in out.replace("\n", "")
@@ -535,8 +553,11 @@ def test_the_command_writes_a_mailing(engine: Engine, settings: Settings, tmp_pa
         (["--cap", "many"], "such as 3/7"),
         (["--quiet", "late"], "21:00-08:00"),
         (["--quiet", "08:00-08:00"], "leaves no time at all"),
-        (["--quiet", "21:00-08:00", "--time-zone", "Moon"], "is no time zone"),
+        (["--time-zone", "Moon"], "is no time zone"),
         (["--link", "https://x.example/{item}"], "did you mean 'item_id'"),
+        (["--segment", "nope"], "unknown segment 'nope'"),
+        (["--content", "nope"], "unknown content 'nope'"),
+        (["--content", "cart"], "'cart' is an alert"),
         (["--valid-hours", "0"], "valid_hours"),
     ):
         with pytest.raises(InputError, match=says):
@@ -557,6 +578,7 @@ def test_without_a_release_it_waits(tmp_path: Path) -> None:
     code, _, err = call("batch", "--out", tmp_path / "out", *where)
     assert code == 1
     assert "train and publish one first" in " ".join(err.split())
+    assert not (tmp_path / "out").exists(), "what was begun could not be corrected"
     write_world(tmp_path / "none")
     assert call("batch", "--out", tmp_path / "out", *where)[0] == 0
     found = ds.dataset(sorted(str(path) for path in (tmp_path / "out").glob("part-*")), format="parquet")
