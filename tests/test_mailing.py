@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
+import types
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from embeddings.errors import Conflict, DataError, InputError, StoreError
+from embeddings.errors import Conflict, DataError, InputError, StoreError, Unavailable
 from embeddings.schema import Event, User
 from serving.api import create_api
+from serving.batch import _work
 from serving.decisions.deciding import DecisionQuery
 from serving.people import mailing
 from serving.people.mailing import missing, open_quietly, plan_mailing, write_partition
@@ -31,7 +34,7 @@ from serving.request.query import Answer, Query
 from serving.settings import Settings
 from serving.store import Store
 from serving.store.batches import MANIFEST, part, pending, read_plan, sole, write_manifest
-from serving.writers import in_processes
+from serving.writers import in_processes, in_this_process
 from tests.conftest import write_world
 from tests.test_cli import call
 from tests.test_decisions import decision
@@ -509,9 +512,12 @@ def bare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_processes_and_ray_data_write_the_same(
     engine: Engine, writer: Engine, settings: Settings, tmp_path: Path
 ) -> None:
+    import ray
+
     from serving.writers_ray import on_ray
 
     expected = mail(writer, tmp_path / "alone")
+    ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
     for work in (in_processes, on_ray):
         folder = tmp_path / work.__name__
         plan = plan_mailing(engine.store, folder, campaign(), per_partition=7)
@@ -569,6 +575,17 @@ def _raised(done: tuple[int, str, str]) -> None:
     code, _, err = done
     assert code == 1
     raise InputError(" ".join(err.split()))
+
+
+def test_ray_data_writes_where_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert [_work(1), _work(2)] == [in_this_process, in_processes]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setitem(sys.modules, "serving.writers_ray", types.SimpleNamespace(on_ray=in_processes))
+    assert _work(1) is in_processes
+    monkeypatch.setitem(sys.modules, "serving.writers_ray", None)
+    with pytest.raises(Unavailable, match="pip install"):
+        _work(1)
 
 
 def test_without_a_release_it_waits(tmp_path: Path) -> None:
