@@ -407,6 +407,9 @@ def test_a_folder_has_one_mailing(engine: Engine, writer: Engine, tmp_path: Path
         plan_mailing(engine.store, tmp_path / "over", over)
     with sole(folder), pytest.raises(Conflict, match="somebody is writing"), sole(folder):
         pass
+    for out in (tmp_path / "full" / "file", tmp_path / "full" / "file" / "in"):
+        with pytest.raises(InputError, match="out: cannot write messages to"), sole(out):
+            pass
 
 
 def test_who_is_erased_is_in_no_message(
