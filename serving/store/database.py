@@ -48,6 +48,9 @@ class Database:
 
     def __init__(self, url: str, *, wait_s: float = WAIT_S) -> None:
         self._url = _parsed(url)
+        file = file_of(url)
+        if file is not None:
+            _make_folder(file)
         self._wait_s = wait_s
         self.embedded = self._url.get_backend_name() == "sqlite"
         self.where = f"{self._url.get_backend_name()}://{self._url.host or ''}/{self._url.database or ''}"
@@ -282,8 +285,17 @@ def _parsed(text: str) -> URL:
     if not url.database or url.database == ":memory:" or "mode" in url.query:
         # Each connection would get a memory of its own, and nothing in it would be durable.
         raise ConfigError(f"the store needs a file that outlives it; allowed: {allowed}", field="store")
-    try:
-        Path(url.database).resolve().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the folder of {url.database}: {error.strerror}") from error
     return url
+
+
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite database, None for PostgreSQL. Raises `ConfigError` for a URL that is not understood."""
+    parsed = _parsed(url)
+    return Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
+
+
+def _make_folder(file: Path) -> None:
+    try:
+        file.resolve().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder of {file}: {error.strerror}") from error
