@@ -10,7 +10,7 @@ SENTENCES: Mapping[str, str] = {
     "missing": "is required",
     "extra_forbidden": "unknown field",
     "string_type": "must be a string",
-    "string_too_short": "must have at least {min_length} characters",
+    "string_too_short": "must have a length of at least {min_length}",
     "string_too_long": "must have at most {max_length} characters",
     "string_pattern_mismatch": "must match the pattern {pattern}",
     "int_type": "must be an integer",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import time
@@ -14,16 +13,16 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from embeddings.errors import ConfigError, InputError
+from embeddings.errors import ConfigError, InputError, Unavailable
 from embeddings.schema import first_error
 from serving.options import ConfigFile, StoreUrl, described
-from serving.people.mailing import missing, plan_mailing
+from serving.people.mailing import check, missing, plan_mailing
 from serving.people.messages import Campaign
-from serving.policy.contact import Cap, Quiet
+from serving.policy.contact import Cap, Quiet, check_zone
 from serving.settings import Settings
 from serving.store import Store
 from serving.store.batches import sole, write_manifest
-from serving.writers import Work, in_processes, in_this_process
+from serving.writers import CLUSTER, Work, in_processes, in_this_process
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console()
@@ -63,16 +62,16 @@ def batch(
         str | None, typer.Option(help="A content that each message has beside its list, in the person's variant.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Look at so many people only, by their ids.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = max(1, os.cpu_count() or 1),
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Processes of this machine, also where Ray Data is installed.")
-    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes; of the cluster that RAY_ADDRESS names, else of this machine.")
+    ] = max(1, os.cpu_count() or 1),
     releases: Annotated[Path | None, typer.Option(help=described("releases"))] = None,
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:
     """Write messages for everybody who may get one: lists, reasons and what is due, as the service would answer them."""
     settings = Settings.load({"releases": releases, "store": store}, file=config)
+    check_zone(time_zone)
     campaign = _campaign(
         placement=placement,
         channel=channel,
@@ -86,9 +85,10 @@ def batch(
         quiet=None if quiet is None else Quiet.read(quiet, time_zone),
         content=content,
     )
-    work = _work(workers, plain=plain)
+    work = _work(workers)
     folder = out.resolve()
     began = time.monotonic()
+    check(settings, campaign)
     with sole(folder):
         with Store.open(settings.store) as opened:
             plan = plan_mailing(opened, folder, campaign, limit=limit)
@@ -111,14 +111,16 @@ def batch(
     )
 
 
-def _work(workers: int, *, plain: bool) -> Work:
-    """By what the partitions are written: Ray Data where it is installed and there is more than one worker."""
-    if workers == 1:
-        return in_this_process
-    if plain or importlib.util.find_spec("fsspec") is None:  # what Ray Data needs beside Ray
-        return in_processes
-    from serving.writers_ray import on_ray
-
+def _work(workers: int) -> Work:
+    """By what the partitions are written: Ray Data where a cluster is named, else processes of this machine."""
+    if not os.environ.get(CLUSTER):
+        return in_this_process if workers == 1 else in_processes
+    try:
+        from serving.writers_ray import on_ray
+    except ImportError as error:
+        raise Unavailable(
+            f"{CLUSTER} names a cluster, which needs {error.name}: pip install 'bespoke[cluster]'"
+        ) from None
     return on_ray
 
 

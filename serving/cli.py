@@ -7,7 +7,7 @@ import json
 import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +19,14 @@ from rich.table import Table
 from embeddings.errors import Unavailable
 from embeddings.schema import first_error
 from serving.options import COMMAND_LINE, ConfigFile, StoreUrl, described
-from serving.pipeline.releases import MODES, Releases
+from serving.pipeline.releases import MODES, RELEASE, Releases
+from serving.pipeline.releases import described as described_releases
 from serving.pipeline.trial import Share
 from serving.process import answers, profile, running, wait_for_signal
 from serving.process import stop as stop_service
 from serving.settings import Settings
-from serving.store import Store
+from serving.store import Document, Store
+from serving.store.database import file_of
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console()
@@ -115,15 +117,28 @@ def opened(releases: Path | None, store: str | None) -> Iterator[Releases]:
 @release_app.command("list")
 def release_list(releases: ReleasesFolder = None, store: StoreUrl = None) -> None:
     """Show every release with its state, newest first."""
-    table = Table("release", "state", "items", "held-out ndcg@10", "")
-    with opened(releases, store) as found:
-        for one in found.list():
-            state = f"{one['state']} {one['share']:.0%}" if one["state"] in MODES else one["state"]
-            figures = one["metrics"].get("ranker_held_out") or one["metrics"].get("two_tower") or {}
-            judged = f"{figures['ndcg@10']:.4f}" if "ndcg@10" in figures else ""
-            items = "" if one["items"] is None else f"{one['items']:,}"
-            table.add_row(one["name"], state, items, judged, one["problem"] or one["reason"] or "")
+    settings = Settings.load({"releases": releases, "store": store})
+    found = described_releases(settings.releases, _notes(settings.store))
+    if not found:
+        console.print(f"no release in {settings.releases}", highlight=False, markup=False, soft_wrap=True)
+        return
+    table = Table("release", "state", "items", "held-out ndcg@10", "note")
+    for one in found:
+        state = f"{one['state']} {one['share']:.0%}" if one["state"] in MODES else one["state"]
+        figures = one["metrics"].get("ranker_held_out") or one["metrics"].get("two_tower") or {}
+        judged = f"{figures['ndcg@10']:.4f}" if "ndcg@10" in figures else ""
+        items = "" if one["items"] is None else f"{one['items']:,}"
+        table.add_row(one["name"], state, items, judged, one["problem"] or one["reason"] or "")
     console.print(table)
+
+
+def _notes(store: str) -> Sequence[Document]:
+    """What the store has about releases; one that is not there is not made for it."""
+    file = file_of(store)
+    if file is not None and not file.exists():
+        return ()
+    with Store.open(store) as one:
+        return one.documents.list(RELEASE)
 
 
 @release_app.command("promote")

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from embeddings.durable import put
+from embeddings.errors import InputError
 from serving.options import ConfigFile, StoreUrl, described
 from serving.people.segmentation import members as members_of
 from serving.replica.engine import Engine
@@ -31,12 +32,14 @@ def people() -> None:
 @app.command()
 def members(
     segment: Annotated[str, typer.Argument(help="Id of the segment.")],
-    to: Annotated[Path, typer.Option(help="Parquet file of their ids; it is replaced.")],
+    to: Annotated[Path, typer.Option(help="Parquet file of their ids; it is replaced, and its folder is made.")],
     releases: Annotated[Path | None, typer.Option(help=described("releases"))] = None,
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:
     """Write the ids of the people who are in a segment now to a Parquet file."""
+    if to.is_dir():
+        raise InputError(f"to: {to} is a folder; name a file in it, such as {to / segment}.parquet", field="to")
     engine = Engine(Settings.load({"releases": releases, "store": store}, file=config))
     engine.refresh()
     looked_at = found = 0
@@ -53,8 +56,10 @@ def members(
                     return
 
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
+        to.parent.mkdir(exist_ok=True)  # one folder, and not a path that was misspelt
         put(to, write)
+    except OSError as error:
+        raise InputError(f"to: cannot write {to}: {error.strerror or error}", field="to") from None
     finally:
         engine.stop()
     console.print(

@@ -28,8 +28,8 @@ def export(
     with open_store(store, config) as opened:
         report = export_store(opened, to)
     console.print(
-        f"{report.events} new events and {report.decisions} decisions in {len(report.files)} files, "
-        f"{report.items} items, {report.users} users in {to}",
+        f"{report.events:,} new events and {report.decisions:,} decisions in {len(report.files):,} files, "
+        f"{report.items:,} items, {report.users:,} users in {to}",
         highlight=False,
         soft_wrap=True,
     )
@@ -51,10 +51,11 @@ def retain(
     with open_store(store, config) as opened:
         done = retain_events(opened, before=datetime.now(UTC) - timedelta(days=days), exported=exported)
     staying = done.kept + done.decisions_kept
-    kept = f"; {staying} as old stay, they are not in {exported}" if staying else ""
+    freed = f", {done.freed / 1e3:,.0f} kB given back" if done.freed else ""
+    kept = f"; {staying:,} as old stay, they are not in {exported}" if staying else ""
     console.print(
-        f"{done.deleted} events and {done.decisions} decisions older than {days} days deleted, "
-        f"{done.freed / 1e6:.1f} MB given back{kept}",
+        f"{done.deleted:,} events and {done.decisions:,} decisions "
+        f"older than {days} {'day' if days == 1 else 'days'} deleted{freed}{kept}",
         highlight=False,
         soft_wrap=True,
     )

@@ -19,6 +19,9 @@ from serving.store.batches import Counts, Plan, read_plan
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """One compute thread a process: processes are the unit of parallelism, as replicas are of the service."""
 
+CLUSTER = "RAY_ADDRESS"
+"""The variable by which Ray finds a cluster that runs already."""
+
 Work = Callable[[Settings, Path, Plan, Sequence[int], int], Iterator[Counts]]
 """Writes partitions by so many workers, and yields what was counted in each as it is done."""
 

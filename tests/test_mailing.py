@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
+import types
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from embeddings.errors import Conflict, DataError, InputError, StoreError
+from embeddings.errors import Conflict, DataError, InputError, StoreError, Unavailable
 from embeddings.schema import Event, User
 from serving.api import create_api
+from serving.batch import _work
 from serving.decisions.deciding import DecisionQuery
 from serving.people import mailing
 from serving.people.mailing import missing, open_quietly, plan_mailing, write_partition
@@ -31,7 +34,7 @@ from serving.request.query import Answer, Query
 from serving.settings import Settings
 from serving.store import Store
 from serving.store.batches import MANIFEST, part, pending, read_plan, sole, write_manifest
-from serving.writers import in_processes
+from serving.writers import in_processes, in_this_process
 from tests.conftest import write_world
 from tests.test_cli import call
 from tests.test_decisions import decision
@@ -404,6 +407,9 @@ def test_a_folder_has_one_mailing(engine: Engine, writer: Engine, tmp_path: Path
         plan_mailing(engine.store, tmp_path / "over", over)
     with sole(folder), pytest.raises(Conflict, match="somebody is writing"), sole(folder):
         pass
+    for out in (tmp_path / "full" / "file", tmp_path / "full" / "file" / "in"):
+        with pytest.raises(InputError, match="out: cannot write messages to"), sole(out):
+            pass
 
 
 def test_who_is_erased_is_in_no_message(
@@ -509,9 +515,12 @@ def bare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_processes_and_ray_data_write_the_same(
     engine: Engine, writer: Engine, settings: Settings, tmp_path: Path
 ) -> None:
+    import ray
+
     from serving.writers_ray import on_ray
 
     expected = mail(writer, tmp_path / "alone")
+    ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
     for work in (in_processes, on_ray):
         folder = tmp_path / work.__name__
         plan = plan_mailing(engine.store, folder, campaign(), per_partition=7)
@@ -523,8 +532,26 @@ def test_processes_and_ray_data_write_the_same(
         assert list(work(settings, folder, plan, missing(folder, plan), 2)) == []
 
 
+def test_an_error_of_ours_comes_out_of_ray_as_it_was() -> None:
+    exceptions = pytest.importorskip("ray.exceptions")
+    from serving.writers_ray import _unwrapped
+
+    wrong = InputError("content: 'cart' is an alert", field="content")
+    both = exceptions.RayTaskError("write", "a page of traces", wrong).as_instanceof_cause()
+    within = exceptions.UserCodeException("a page of traces")
+    within.__cause__ = both
+    for raised in (both, within):
+        with pytest.raises(InputError) as found, _unwrapped():
+            raise raised
+        assert found.value is wrong
+    with pytest.raises(KeyError), _unwrapped():
+        raise KeyError("not ours")
+
+
 def test_the_command_writes_a_mailing(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     where = ["--releases", settings.releases, "--store", settings.store, "--workers", "1"]
+    alert = {"id": "cart", "variants": [{"id": "a", "payload": {"text": "a"}}], "trigger": {"type": "cart_abandonment"}}
+    engine.store.documents.put("content", "cart", alert, by="test")
     code, out, err = call("batch", "--out", tmp_path / "out", "--placement", "mail", "--k", "3", "--limit", "5", *where)
     assert code == 0, err
     assert f"5 messages for 5 people in {tmp_path / 'out'}" in out.replace("\n", "")
@@ -535,8 +562,11 @@ def test_the_command_writes_a_mailing(engine: Engine, settings: Settings, tmp_pa
         (["--cap", "many"], "such as 3/7"),
         (["--quiet", "late"], "21:00-08:00"),
         (["--quiet", "08:00-08:00"], "leaves no time at all"),
-        (["--quiet", "21:00-08:00", "--time-zone", "Moon"], "is no time zone"),
+        (["--time-zone", "Moon"], "is no time zone"),
         (["--link", "https://x.example/{item}"], "did you mean 'item_id'"),
+        (["--segment", "nope"], "unknown segment 'nope'"),
+        (["--content", "nope"], "unknown content 'nope'"),
+        (["--content", "cart"], "'cart' is an alert"),
         (["--valid-hours", "0"], "valid_hours"),
     ):
         with pytest.raises(InputError, match=says):
@@ -550,6 +580,17 @@ def _raised(done: tuple[int, str, str]) -> None:
     raise InputError(" ".join(err.split()))
 
 
+def test_ray_data_writes_where_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert [_work(1), _work(2)] == [in_this_process, in_processes]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setitem(sys.modules, "serving.writers_ray", types.SimpleNamespace(on_ray=in_processes))
+    assert _work(1) is in_processes
+    monkeypatch.setitem(sys.modules, "serving.writers_ray", None)
+    with pytest.raises(Unavailable, match="pip install"):
+        _work(1)
+
+
 def test_without_a_release_it_waits(tmp_path: Path) -> None:
     where = ["--releases", tmp_path / "none", "--store", f"sqlite:///{tmp_path / 's.db'}", "--workers", "1"]
     with Store.open(f"sqlite:///{tmp_path / 's.db'}") as store:
@@ -557,6 +598,7 @@ def test_without_a_release_it_waits(tmp_path: Path) -> None:
     code, _, err = call("batch", "--out", tmp_path / "out", *where)
     assert code == 1
     assert "train and publish one first" in " ".join(err.split())
+    assert not (tmp_path / "out").exists(), "what was begun could not be corrected"
     write_world(tmp_path / "none")
     assert call("batch", "--out", tmp_path / "out", *where)[0] == 0
     found = ds.dataset(sorted(str(path) for path in (tmp_path / "out").glob("part-*")), format="parquet")

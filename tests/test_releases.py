@@ -452,6 +452,7 @@ def test_releases_from_the_command_line(releases: Path, tmp_path: Path) -> None:
         return found.exit_code, found.output
 
     assert run("list")[1].count("world-") == 2
+    assert not (tmp_path / "c.db").exists(), "to look makes no store"
     assert "20% of the people" in run("canary", "world-2", "--share", "0.2")[1]
     assert "canary 20%" in run("list")[1]
     assert run("shadow", "world-2")[0] == 0
@@ -462,3 +463,6 @@ def test_releases_from_the_command_line(releases: Path, tmp_path: Path) -> None:
     code, said = run("canary", "world-2", "--share", "7")
     assert (code, "share" in said) == (1, True)
     assert run("promote", "nowhere")[0] == 1
+    where = ["--releases", str(tmp_path / "none"), "--store", f"sqlite:///{tmp_path / 'none' / 'd.db'}"]
+    assert run("list") == (0, f"no release in {tmp_path / 'none'}\n")
+    assert not (tmp_path / "none").exists()

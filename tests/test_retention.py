@@ -102,6 +102,8 @@ def test_the_commands_export_for_training_and_retain(tmp_path: Path, folder: Pat
     assert run(upkeep.app, ["export", "--to", str(folder), "--store", url]).stdout.startswith("0 new events")
     done = run(upkeep.app, ["retain", "--days", "30", "--exported", str(folder), "--store", url])
     assert done.stdout.startswith("2 events and 0 decisions older than 30 days deleted")
+    again = run(upkeep.app, ["retain", "--days", "30", "--exported", str(folder), "--store", url])
+    assert again.stdout == "0 events and 0 decisions older than 30 days deleted\n"
     with Store.open(url) as store:
         assert store.events.count("u") == 2
     refused = run(upkeep.app, ["retain", "--days", "30", "--store", url])
@@ -109,3 +111,5 @@ def test_the_commands_export_for_training_and_retain(tmp_path: Path, folder: Pat
     assert run(upkeep.app, ["retain", "--days", "2", "--unexported", "--store", url]).exit_code == 0
     with Store.open(url) as store:
         assert store.events.count("u") == 1
+    day = run(upkeep.app, ["retain", "--days", "1", "--unexported", "--store", url])
+    assert day.stdout.startswith("1 events and 0 decisions older than 1 day deleted")

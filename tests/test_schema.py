@@ -109,6 +109,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
 
 
 class Dial(Row):
+    name: Annotated[str, Field(min_length=1)] = "dial"
     share: Annotated[float, Field(le=1)] = 1.0
     sides: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
     consent: Annotated[dict[Literal["marketing", "analytics"], bool], Field(default_factory=dict)]
@@ -119,12 +120,13 @@ class Dial(Row):
     [
         ({"share": 50}, "share: must be less than or equal to 1; 50 percent is 0.5"),
         ({"share": 500}, "share: must be less than or equal to 1"),
+        ({"name": ""}, "name: must have a length of at least 1"),
         ({"sides": []}, "sides: must have at least 1, and has 0"),
         (
             {"consent": {"markting": True}},
             "consent.markting: must be 'marketing' or 'analytics'; did you mean 'marketing'?",
         ),
-        ({"shar": 1}, "unknown field 'shar'; did you mean 'share'? known: share, sides, consent"),
+        ({"shar": 1}, "unknown field 'shar'; did you mean 'share'? known: name, share, sides, consent"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_is_allowed(raw: dict[str, Any], says: str) -> None:

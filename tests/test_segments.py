@@ -244,6 +244,14 @@ def test_a_segment_is_written_to_a_file(engine: Engine, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["members", "vip", "--to", str(tmp_path / "no.parquet"), *options])
     assert isinstance(wrong.exception, InputError)
     assert not (tmp_path / "no.parquet").exists()
+    for to, says in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "var" / "no" / "vips.parquet", "No such file or directory"),
+    ):
+        wrong = CliRunner().invoke(app, ["members", "vips", "--to", str(to), *options])
+        assert isinstance(wrong.exception, InputError)
+        assert says in str(wrong.exception)
+    assert not (tmp_path / "var").exists()
 
 
 def test_messages_go_to_a_segment_alone(engine: Engine) -> None:

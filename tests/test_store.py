@@ -136,11 +136,26 @@ def test_sqlite_files_in_awkward_places(tmp_path: Path) -> None:
         "store.db",
         "",
         "sqlite:///f?mode=memory",
+        "sqlite:///file:f?uri=true",
     ],
 )
 def test_urls_that_no_store_can_be_kept_at(bad: str) -> None:
     with pytest.raises(ConfigError, match="allowed: sqlite:///PATH or postgresql://"):
         Store.open(bad)
+
+
+def test_a_new_file_is_read_by_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with Store.open(f"sqlite:///{tmp_path}/new.db") as store:
+            store.events.append([Event(user_id="u", item_id="i", timestamp=START)])
+            found = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert found == dict.fromkeys(("new.db", "new.db-wal", "new.db-shm"), 0o600)
+    (tmp_path / "new.db").chmod(0o640)
+    Store.open(f"sqlite:///{tmp_path}/new.db").close()
+    assert (tmp_path / "new.db").stat().st_mode & 0o777 == 0o640, "who runs it may share it"
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

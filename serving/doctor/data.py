@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import psutil
-from sqlalchemy import make_url, select, text
+from sqlalchemy import select, text
 
 from embeddings.bundle import Bundle
 from embeddings.bundle_reader import open_bundle
@@ -15,7 +15,7 @@ from embeddings.releases import current_release, list_releases
 from serving.doctor.finding import Findings, ok, problem, warning
 from serving.doctor.machine import existing
 from serving.settings import Settings
-from serving.store.database import Database
+from serving.store.database import Database, file_of
 from serving.store.examine import examine
 from serving.store.keys import Keys
 from serving.store.migrations import state
@@ -30,10 +30,9 @@ RESTORE = "restore it from a copy, or export what can be read and begin a new on
 def store_file(settings: Settings) -> Path | None:
     """The file of an SQLite store; None for PostgreSQL, or for a URL that is none."""
     try:
-        url = make_url(settings.store)
-    except Exception:  # whatever is wrong with it, `store` says so
+        return file_of(settings.store)
+    except ConfigError:  # `store` says what is wrong with it
         return None
-    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
 
 def store(settings: Settings) -> Findings:

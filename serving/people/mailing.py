@@ -102,6 +102,18 @@ def open_quietly(settings: Settings) -> Engine:
     return engine
 
 
+def check(settings: Settings, campaign: Campaign) -> None:
+    """Raise what would keep every partition from being written: no release, or what the campaign names and is not there.
+
+    To be called before the plan is made: what a plan says cannot be corrected any more.
+    """
+    engine = open_quietly(settings)
+    try:
+        campaign.check(engine.policy)
+    finally:
+        engine.stop()
+
+
 def missing(folder: Path, plan: Plan) -> list[int]:
     """Partitions that still have something to be done."""
     numbers = range(len(plan.ends))

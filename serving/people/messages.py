@@ -25,6 +25,7 @@ from embeddings.errors import InputError, unknown_name
 from embeddings.schema import TIME, Id, Label, allows
 from serving.decisions.deciding import Decided, DecisionQuery
 from serving.policy import syntax
+from serving.policy.compiled import Policy
 from serving.policy.conditions import Condition
 from serving.policy.contact import Cap, Quiet
 from serving.policy.contents import check_no_alert
@@ -139,6 +140,17 @@ class Campaign(BaseModel):
             return None
         return syntax.parse(self.filter, known=FACTS, field="filter", behaviour=True)
 
+    def check(self, policy: Policy) -> None:
+        """Raise `InputError` where it names a segment or a content that a policy has not, or an alert."""
+        segments, contents = policy.segments.by_id, policy.contents
+        if self.segment is not None and self.segment not in segments:
+            raise unknown_name("segment", self.segment, segments, field="segment")
+        if self.content is None:
+            return
+        if self.content not in contents:
+            raise unknown_name("content", self.content, contents, field="content")
+        check_no_alert(contents[self.content], "content")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
@@ -155,16 +167,9 @@ class Composer:
     def __init__(self, engine: Engine, campaign: Campaign, name: uuid.UUID) -> None:
         self.engine, self.campaign, self.name = engine, campaign, name
         self.context: Mapping[str, Any] = {"channel": campaign.channel}
-        snapshot = engine.snapshot
-        known = snapshot.policy.segments.by_id
-        if campaign.segment is not None and campaign.segment not in known:
-            raise unknown_name("segment", campaign.segment, known, field="segment")
-        self.k = campaign.k or snapshot.policy.placement(campaign.placement).k
-        contents = snapshot.policy.contents
-        if campaign.content is not None and campaign.content not in contents:
-            raise unknown_name("content", campaign.content, contents, field="content")
-        if campaign.content is not None:
-            check_no_alert(contents[campaign.content], "content")
+        policy = engine.snapshot.policy
+        campaign.check(policy)
+        self.k = campaign.k or policy.placement(campaign.placement).k
 
     async def compose(self, user_ids: Iterable[str]) -> Composed:
         """Compose a message for everybody of some people who may get one, and whom there is something to tell."""

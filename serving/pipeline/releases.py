@@ -50,9 +50,7 @@ class Releases:
 
     def list(self) -> list[dict[str, Any]]:
         """Every release, newest first, with its state: current, canary, shadow, withdrawn or idle."""
-        current = current_release(self.folder)
-        notes = {one.id: one for one in self._documents.list(RELEASE)}
-        return [self._described(name, current, notes.get(name)) for name in reversed(list_releases(self.folder))]
+        return described(self.folder, self._documents.list(RELEASE))
 
     def promote(self, name: str, *, by: str) -> None:
         """Verify a release and make it the current one; a trial of it is over. Raises `BundleError`, `NotFound`."""
@@ -102,27 +100,35 @@ class Releases:
         body = {"state": "withdrawn", "reason": reason}
         self._documents.put(RELEASE, name, body, by=by, why=reason, expected_version=expected)
 
-    def _described(self, name: str, current: str | None, note: Document | None) -> dict[str, Any]:
-        body = note.body if note is not None else {}
-        state = "current" if name == current else body.get("state", "idle")
-        found: dict[str, Any] = {
-            "name": name,
-            "state": "idle" if state == "promoted" else state,
-            "share": body.get("share"),
-            "goal": body.get("goal"),
-            "reason": body.get("reason"),
-            "changed_at": note.updated_at if note is not None else None,
-            "created_at": None,
-            "items": None,
-            "metrics": {},
-            "problem": None,
-        }
-        try:
-            manifest = read_manifest(self.folder / name)
-        except BundleError as error:
-            return found | {"problem": error.message}
-        created: datetime = manifest.created_at
-        return found | {"created_at": created, "items": manifest.counts.get("items"), "metrics": manifest.metrics}
+
+def described(folder: Path, notes: Iterable[Document]) -> list[dict[str, Any]]:
+    """Every release of a folder as `Releases.list` has it, with the documents that tell what is tried or withdrawn."""
+    current = current_release(folder)
+    by_name = {one.id: one for one in notes}
+    return [_described(folder, name, current, by_name.get(name)) for name in reversed(list_releases(folder))]
+
+
+def _described(folder: Path, name: str, current: str | None, note: Document | None) -> dict[str, Any]:
+    body = note.body if note is not None else {}
+    state = "current" if name == current else body.get("state", "idle")
+    found: dict[str, Any] = {
+        "name": name,
+        "state": "idle" if state == "promoted" else state,
+        "share": body.get("share"),
+        "goal": body.get("goal"),
+        "reason": body.get("reason"),
+        "changed_at": note.updated_at if note is not None else None,
+        "created_at": None,
+        "items": None,
+        "metrics": {},
+        "problem": None,
+    }
+    try:
+        manifest = read_manifest(folder / name)
+    except BundleError as error:
+        return found | {"problem": error.message}
+    created: datetime = manifest.created_at
+    return found | {"created_at": created, "items": manifest.counts.get("items"), "metrics": manifest.metrics}
 
 
 def _plain(name: str) -> str:

@@ -62,8 +62,7 @@ class Quiet(BaseModel):
     def _makes_sense(self) -> Quiet:
         if self.start == self.end:
             raise ValueError("leaves no time at all")
-        if zone_of(self.zone) is None:
-            raise ValueError(f"'{self.zone}' is no time zone; write one like Europe/Berlin")
+        check_zone(self.zone)
         return self
 
     @classmethod
@@ -93,6 +92,12 @@ def zone_for(attributes: Mapping[str, Any]) -> ZoneInfo | None:
     """The time zone of a person, None where they do not say one."""
     name = attributes.get(ZONE)
     return zone_of(name) if isinstance(name, str) else None
+
+
+def check_zone(name: str) -> None:
+    """Raise `InputError` unless a name is one of the IANA database."""
+    if zone_of(name) is None:
+        raise InputError(f"'{name}' is no time zone; write one like Europe/Berlin", field=ZONE)
 
 
 @lru_cache(maxsize=1024)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import delete, func, select
 
 from embeddings.durable import put
-from embeddings.errors import Conflict, DataError
+from embeddings.errors import Conflict, DataError, InputError
 from embeddings.schema import DECISIONS as LOGGED
 from serving.store.aliases import Groups
 from serving.store.bulk import selecting
@@ -273,9 +273,16 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def sole(folder: Path) -> Iterator[None]:
-    """Be the only one who writes this batch; raises `Conflict` if somebody does. The system lets go when a process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / RUNNING).open("w") as lock:
+    """Be the only one who writes this batch. The system lets go when a process ends.
+
+    Raises `Conflict` if somebody writes it, `InputError` where the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        running = (folder / RUNNING).open("w")
+    except OSError as error:
+        raise InputError(f"out: cannot write messages to {folder}: {error.strerror}", field="out") from None
+    with running as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

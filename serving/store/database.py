@@ -48,6 +48,9 @@ class Database:
 
     def __init__(self, url: str, *, wait_s: float = WAIT_S) -> None:
         self._url = _parsed(url)
+        file = file_of(url)
+        if file is not None:
+            _make(file)
         self._wait_s = wait_s
         self.embedded = self._url.get_backend_name() == "sqlite"
         self.where = f"{self._url.get_backend_name()}://{self._url.host or ''}/{self._url.database or ''}"
@@ -279,11 +282,23 @@ def _parsed(text: str) -> URL:
         return url.set(drivername="postgresql+psycopg")
     if url.drivername not in {"sqlite", "sqlite+pysqlite"}:
         raise ConfigError(f"unknown database '{url.drivername}'; allowed: {allowed}", field="store")
-    if not url.database or url.database == ":memory:" or "mode" in url.query:
-        # Each connection would get a memory of its own, and nothing in it would be durable.
+    if not url.database or url.database == ":memory:" or {"mode", "uri"} & url.query.keys():
+        # Each connection would get a memory of its own, and nothing in it would be durable; a URI is no path.
         raise ConfigError(f"the store needs a file that outlives it; allowed: {allowed}", field="store")
-    try:
-        Path(url.database).resolve().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the folder of {url.database}: {error.strerror}") from error
     return url
+
+
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite database, None for PostgreSQL. Raises `ConfigError` for a URL that is not understood."""
+    parsed = _parsed(url)
+    return Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
+
+
+def _make(file: Path) -> None:
+    """Make the file, with its folder, where it is not there; others may not read it, nor the log beside it."""
+    try:
+        file.resolve().parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            file.touch(mode=0o600)
+    except OSError as error:
+        raise StoreError(f"cannot make {file}: {error.strerror}") from error
