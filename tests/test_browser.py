@@ -31,7 +31,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Shop
 <h1 data-bespoke-content="hero"><span data-bespoke-text="text"></span> <a data-bespoke-href="link">More</a></h1>
 <div id="list" data-bespoke-placement="for_you" data-k="4">
 <template><article><b data-bespoke-text="title"></b> <i data-bespoke-text="brand"></i></article></template></div>
-<script src="{service}/bespoke.js" data-key="{key}" {options}></script></body></html>"""
+{more}<script src="{service}/bespoke.js" data-key="{key}" {options}></script></body></html>"""
 
 
 def test_the_script_is_small_depends_on_nothing_and_makes_no_markup_of_text() -> None:
@@ -91,8 +91,8 @@ class Shop:
         self.http.server_close()
         self.engine.stop()
 
-    def open(self, path: str = "/", *, body: str = "", options: str = "", context: Any = None) -> Any:
-        self.pages[path] = PAGE.format(body=body, service=self.service, key=self.key, options=options)
+    def open(self, path: str = "/", *, body: str = "", more: str = "", options: str = "", context: Any = None) -> Any:
+        self.pages[path] = PAGE.format(body=body, more=more, service=self.service, key=self.key, options=options)
         page = (context or self.browser.new_context()).new_page()
         page.set_default_timeout(60_000)  # shared machines pause
         page.on("pageerror", lambda error: self.trouble.append(str(error)))
@@ -155,11 +155,39 @@ def test_before_consent_nothing_is_kept_sent_or_personal(shop: Shop) -> None:
     before = drawn(page)
     assert len(before) == 4
     assert page.locator("h1 span").inner_text() == "Hello"
-    assert page.locator("h1 a").evaluate("one => one.href") == f"{shop.origin}/"  # not an address of the web
+    assert page.locator("h1 a").get_attribute("href") is None  # not an address of the web
     page.click("#list > article")
     page.evaluate("() => bespoke.flush()")
     assert page.evaluate("() => localStorage.length") == 0
     assert shop.engine.store.profiles.list().users == ()
+    page.context.close()
+
+
+@pytest.mark.slow
+def test_what_is_not_there_leaves_nothing_empty_and_no_address_of_this_page(shop: Shop) -> None:
+    content(shop.engine, "bare", variants=[{"id": "a", "payload": {"text": "Hello"}}])
+    content(shop.engine, "over", enabled=False, variants=[{"id": "a", "payload": {"text": "Gone"}}])
+    more = """<section data-bespoke-content="bare" hidden><b data-bespoke-text="text"></b>
+        <a data-bespoke-href="link">More</a><img data-bespoke-src="image"></section>
+        <section data-bespoke-content="over">Gone <b data-bespoke-text="text"></b></section>
+        <div id="plain" data-bespoke-placement="for_you"></div>
+        <div id="none" data-bespoke-placement="for_you" data-k="3">Nothing</div>"""
+    context = shop.browser.new_context()
+
+    def answer(route: Any) -> None:
+        found = route.fetch()
+        without = {"items": []} if route.request.post_data_json.get("k") == 3 else {}
+        route.fulfill(response=found, json=found.json() | without)
+
+    context.route("**/v1/recommendations", answer)
+    page = shop.open("/bare", more=more, context=context)
+    page.wait_for_selector("#plain > a")
+    page.wait_for_selector("[data-bespoke-content=bare] >> text=Hello")
+    for one in ("[data-bespoke-content=over]", "#none", "img"):
+        page.wait_for_selector(one, state="hidden")
+    addresses = "all => all.map(one => one.getAttribute('href') ?? one.getAttribute('src'))"
+    assert set(page.locator("section a, #plain > a, img").evaluate_all(addresses)) == {None}
+    page.unroute_all()
     page.context.close()
 
 

@@ -187,6 +187,7 @@ def click_and_wait(page: Any, selector: str) -> None:
 def test_a_visitor_clicks_and_the_list_follows(page: Any) -> None:
     become_new_visitor(page)
     assert page.locator("#personalized-title").inner_text() == f"For {page.input_value('#person')}"
+    assert page.locator("#personalized-note").inner_text() == "Nothing known yet"
     before = order(page, "personalized")
     assert len(before) == len(set(before)) > 1
     assert order(page, "baseline")
@@ -194,6 +195,7 @@ def test_a_visitor_clicks_and_the_list_follows(page: Any) -> None:
     chosen = before[-1]
     click_and_wait(page, "#personalized > .card:last-child .open")
     assert page.locator("#history > [data-item-id]").first.get_attribute("data-item-id") == chosen
+    assert page.locator("#personalized-note").inner_text() != "Nothing known yet"
     after = order(page, "personalized")
     assert after != before
     shown = page.locator("#personalized > .card:not(.ghost) .move").all_inner_texts()
@@ -243,6 +245,7 @@ def test_any_item_can_be_found_and_viewed_with_the_keyboard(page: Any) -> None:
     page.keyboard.press("ArrowDown")
     wanted = page.locator("#search-options [aria-selected=true]").get_attribute("data-value")
     assert page.get_attribute("#search", "aria-activedescendant") == "search-options-1"
+    assert page.locator("#search-options").evaluate("list => list.offsetWidth") >= 440
     page.keyboard.press("Enter")
     page.wait_for_selector("#item[open] h2")
     page.wait_for_selector(f'#history > [data-item-id="{wanted}"][data-event=view]')
@@ -262,13 +265,15 @@ def test_hostile_titles_stay_text_and_errors_are_told(page: Any) -> None:
         body = answer.json()
         for entry in body["items"]:
             entry["item"]["title"] = HOSTILE
-            entry["reasons"] = [{"code": "similar_to", "text": HOSTILE, "item_id": entry["item_id"]}]
+            entry["reasons"] = [{"code": "similar_to", "text": HOSTILE * 5, "item_id": entry["item_id"]}]
         route.fulfill(response=answer, json=body)
 
     page.route("**/v1/recommendations", poison)
     page.click("#new-visitor")
     page.wait_for_function("t => document.querySelector('#personalized .open')?.textContent === t", arg=HOSTILE)
-    assert page.locator("#personalized .reasons li").first.inner_text() == HOSTILE
+    assert page.locator("#personalized .reasons li").first.inner_text() == HOSTILE * 5
+    inside = "link => link.getBoundingClientRect().right <= link.closest('.reasons').getBoundingClientRect().right"
+    assert page.locator("#personalized .reasons .link").first.evaluate(inside), "what is too long ends in an ellipsis"
     assert page.locator("main img").count() == 0
     assert page.title() == "Bespoke console"
 

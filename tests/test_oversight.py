@@ -274,6 +274,30 @@ def test_a_draft_is_tried_agreed_to_released_and_taken_back(desk: Desk) -> None:
 
 
 @pytest.mark.slow
+def test_a_released_rule_that_was_removed_since_is_said_to_be_and_a_try_on_nothing_is_none(desk: Desk) -> None:
+    body = {"id": "gone", "enabled": True, "priority": 0, "placements": ["elsewhere"], "when": None, "share": 1.0}
+    draft = {"id": "gone", "rule": body | {"description": "", "starts_at": None, "ends_at": None} | PIN}
+    draft |= {"author": "local", "approved_by": desk.ids["ann"], "share": 1.0, "before": None}
+    desk.engine.store.documents.put("draft", "gone", draft, by="local")
+    page = desk.open("drafts/gone")
+    page.wait_for_selector("#one .chip >> text=removed since")
+    assert page.locator("[data-step=Released]:not(.done) small").inner_text() == "removed since"
+    assert "The rule was removed since." in page.locator("#one").inner_text()
+    page.wait_for_selector(".changes p >> text=/^local made it/")
+
+    def with_pages(route: Any) -> None:
+        route.fulfill(json=json.loads(route.fetch().text()) | {"pages": 2})
+
+    page.route("**/simulate", with_pages)
+    page.click("[data-act=simulate]")
+    page.wait_for_selector(".found >> text=No list of its placements was logged.")
+    assert "2 requests for whole pages are not asked again." in page.locator(".found").inner_text()
+    assert page.locator("[data-step=Tried]:not(.done) small").inner_text() == "on 0 requests"
+    page.context.close()
+    desk.engine.store.documents.delete("draft", "gone", by="local")
+
+
+@pytest.mark.slow
 def test_a_segment_shows_who_is_in_it_and_groups_become_segments(desk: Desk) -> None:
     for n in range(24):
         do(desk.engine, f"g{n % 2}-{n}", f"g{n % 2}-{(n + 2) % 25}", user=f"a{n:02}")

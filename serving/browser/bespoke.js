@@ -4,7 +4,7 @@
 "use strict";
 if (window.bespoke) return;
 const own = document.currentScript, set = own.dataset, base = new URL(".", own.src), channel = set.channel || "web";
-const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
+const random = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 const quiet = () => {};
 
 /* What is kept between pages; in memory alone where the browser refuses. */
@@ -70,17 +70,21 @@ const leave = () => {
   else navigator.sendBeacon(new URL("v1/events", base), new Blob([JSON.stringify({ events })], { type: "application/json" }));
 };
 
-/* Text stays text, and addresses are those of the web. */
+/* Text stays text, and addresses are those of the web; no text is no address, not this page's own. */
 const address = (text) => {
-  try { const url = new URL(text, location.href); return /^https?:$/.test(url.protocol) ? url.href : ""; } catch { return ""; }
+  try { const url = new URL(text, location.href); return text && /^https?:$/.test(url.protocol) ? url.href : ""; } catch { return ""; }
+};
+const point = (node, name, text) => {
+  node[name] = address(text);
+  if (!node.getAttribute(name)) node.removeAttribute(name);
 };
 const fill = (root, data) => {
   const value = (name) => data[name] ?? data.attributes?.[name] ?? "";
   for (const node of [root, ...root.querySelectorAll("*")]) {
     const { bespokeText, bespokeHref, bespokeSrc } = node.dataset;
     if (bespokeText) node.textContent = value(bespokeText);
-    if (bespokeHref) node.href = address(value(bespokeHref));
-    if (bespokeSrc) node.src = address(value(bespokeSrc));
+    if (bespokeHref) point(node, "href", value(bespokeHref));
+    if (bespokeSrc) { point(node, "src", value(bespokeSrc)); node.hidden = !node.src; }
   }
 };
 const make = (name, text, more) => Object.assign(document.createElement(name), { textContent: text }, more);
@@ -88,13 +92,14 @@ const tell = (target, name, detail) => target.dispatchEvent(new CustomEvent("bes
 const asking = () => ({ user_id: who(), context: { channel }, personalized: !!allowed.personalization });
 const placement = async (element) => {
   const { bespokePlacement, k, anchor } = element.dataset;
-  const answer = await call("v1/recommendations", { ...asking(), placement: bespokePlacement, fields: true, ...(k && { k: +k }), ...(anchor && { anchor }) });
+  const answer = await call("v1/recommendations", { ...asking(), placement: bespokePlacement, fields: true, k: +k || undefined, anchor: anchor || undefined });
   if (!tell(element, "list", answer)) return;
+  element.hidden = !answer.items.length;
   const template = element.querySelector("template");
   for (const old of element.querySelectorAll("[data-bespoke-item]")) old.remove();
   for (const { item, item_id, position } of answer.items) {
-    const link = item?.attributes.link ?? item?.attributes.url;
-    const node = template ? document.importNode(template.content, true).firstElementChild : make("a", item?.title || item_id, link && { href: address(link) });
+    const href = address(item?.attributes.link ?? item?.attributes.url);
+    const node = template ? document.importNode(template.content, true).firstElementChild : make("a", item?.title || item_id, href && { href });
     fill(node, { item_id, ...item });
     Object.assign(node.dataset, { bespokeItem: item_id, position, recommendation: answer.recommendation_id });
     element.append(node);
@@ -107,7 +112,8 @@ const contents = async (elements) => {
   const { decisions } = await call("v1/decisions", { ...asking(), contents: [...new Set(elements.map((one) => one.dataset.bespokeContent))] });
   for (const element of elements) {
     const found = decisions.find((one) => one.content === element.dataset.bespokeContent);
-    if (!found?.payload || !tell(element, "content", found)) continue;
+    element.hidden = !found?.payload;
+    if (element.hidden || !tell(element, "content", found)) continue;
     fill(element, found.payload);
     element.dataset.recommendation = found.recommendation_id;
   }
@@ -123,15 +129,16 @@ const alerts = async (trigger) => {
 };
 const show = ({ payload, items, content, recommendation_id }) => {
   const box = make("div", "", { className: "bespoke-alert", role: "dialog", ariaLabel: payload.title ?? "Message" });
-  Object.assign(box.style, { position: "fixed", right: "1rem", bottom: "1rem", maxWidth: "22rem", padding: "1rem", background: "#fff", color: "#111", zIndex: 9999 });
+  box.style = "position: fixed; right: 1rem; bottom: 1rem; max-width: 22rem; padding: 1rem; background: #fff; color: #111; z-index: 9999";
   const text = [payload.title, payload.text, ...items.map((item) => item.title)].filter(Boolean).join(" · ");
   box.append(make("p", text), make("button", "×", { ariaLabel: "Close", onclick: () => box.remove() }));
-  if (payload.link) box.append(make("a", payload.button ?? "Show", { href: address(payload.link), onclick: () => track("click", "content:" + content, { recommendation_id }) }));
+  const href = address(payload.link);
+  if (href) box.append(make("a", payload.button ?? "Show", { href, onclick: () => track("click", "content:" + content, { recommendation_id }) }));
   document.body.append(box);
 };
 
 /* What people do. */
-const about = ({ dataset: { recommendation, position } }) => ({ ...(recommendation && { recommendation_id: recommendation }), ...(position && { position: +position }) });
+const about = ({ dataset: { recommendation, position } }) => ({ recommendation_id: recommendation, position: position && +position });
 const seen = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (!isIntersecting) continue;
@@ -139,24 +146,23 @@ const seen = new IntersectionObserver((entries) => {
     track("impression", target.dataset.bespokeItem, about(target));
   }
 }, { threshold: 0.5 });
-document.addEventListener("click", ({ target }) => {
+addEventListener("click", ({ target }) => {
   const node = target.closest?.("[data-bespoke-item], [data-bespoke-content]");
   if (node) track("click", node.dataset.bespokeItem ?? "content:" + node.dataset.bespokeContent, about(node));
 }, true);
-let viewed, since, spent = 0, left, resting;
-const pause = () => { spent += since ? performance.now() - since : 0; since = undefined; };
+let viewed, since, left, resting;
 const dwell = () => {
-  pause();
+  const spent = since ? performance.now() - since : 0;
   if (spent > 1000) track("dwell", viewed, { value: Math.round(spent / 100) / 10 });
-  spent = 0;
+  since = undefined;
 };
 const view = (item, more) => { dwell(); viewed = item; since = performance.now(); track("view", item, more); };
-document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "hidden") { dwell(); leave(); } else if (viewed) since = performance.now();
+addEventListener("visibilitychange", () => {
+  if (document.hidden) { dwell(); leave(); } else if (viewed) since = performance.now();
 });
 addEventListener("pagehide", () => { dwell(); leave(); });
 addEventListener("online", () => { failures = 0; flush(); });
-document.addEventListener("mouseout", ({ relatedTarget, clientY }) => {
+addEventListener("mouseout", ({ relatedTarget, clientY }) => {
   if (left || relatedTarget || clientY > 0) return;
   left = true;
   alerts("exit_intent").catch(quiet);
@@ -174,11 +180,10 @@ const consent = async (given) => {
 };
 const begin = () => {
   const said = set.consent?.split(" ").map((name) => [name, true]);
-  const done = consent(said ? Object.fromEntries(said) : read("consent") ?? {});
+  consent(said ? Object.fromEntries(said) : read("consent") ?? {});
   const [page] = all("view");
   if (page) view(page.dataset.bespokeView);
-  return done;
 };
 window.bespoke = { consent, identify: (id) => { user = id; return refresh(); }, track, view, refresh, flush, alerts };
-document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", begin, { once: true }) : begin();
+document.readyState === "loading" ? addEventListener("DOMContentLoaded", begin) : begin();
 })();

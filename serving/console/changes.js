@@ -23,7 +23,7 @@ function differences({ before, after, difference }) {
   });
 }
 
-const who = (by) => (/^[0-9a-f]{12}$/.test(by) ? `Key ${by}` : by.charAt(0).toUpperCase() + by.slice(1));
+const who = (by) => (/^[0-9a-f]{12}$/.test(by) ? `Key ${by}` : by);
 
 function entry(one, noun) {
   return h("li", {}, h("p", {}, h("b", {}, who(one.by)), ` ${VERBS[one.action]}`, noun && ` (${noun}) `, " ", h("small", {}, since(one.at))),

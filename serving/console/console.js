@@ -38,6 +38,8 @@ function renderProfile({ attributes, history, events }) {
   for (const name of ["channel", "device", "country"]) if (attributes[name]) offer($(name), String(attributes[name]));
 }
 
+const isKnown = ({ attributes, history }) => history.length > 0 || Object.keys(attributes).length > 0;
+
 function renderStatus(answer, took) {
   $("status").replaceChildren(
     h("span", { title: "Model version" }, "Model ", h("b", {}, answer.model_version)),
@@ -107,7 +109,7 @@ async function refresh() {
     $("status").replaceChildren(h("span", { class: "flag" }, "no answer"));
   });
   settle(everyone, (answer) => renderList(lists[1], answer, send), lists[1].root, () => (lists[1].answer = null));
-  compare(lists);
+  compare(lists, profile.status === "rejected" || isKnown(profile.value));
   applyLight();
   return [personal, everyone, profile].every(({ status }) => status === "fulfilled");
 }

@@ -16,13 +16,17 @@ const found = new Map(); // what was simulated of each draft, as it was then
 let requests = 200;
 
 const differs = ({ difference }) => Object.keys(difference).length > 0;
+/** There is no rule of its name now; one that is there has the same id. */
+const absent = ({ difference }) => difference.id?.current === null;
+const removed = (one) => one.share !== null && absent(one);
 
 /** Where a draft stands: a word or two, and their tone. */
 function stateOf(draft) {
   const { share, needs_approval: waits } = draft;
   if (share !== null && !differs(draft)) return share >= 1 ? ["in force", "good"] : [`${percent(share)} of people`, "good"];
   if (waits) return ["waits for approval", "wait"];
-  return share === null ? ["ready", ""] : ["newer than in force", "wait"];
+  if (share === null) return ["ready", ""];
+  return [removed(draft) ? "removed since" : "newer than in force", "wait"];
 }
 
 function row(one) {
@@ -61,7 +65,7 @@ const STEPS = {
   }, tools),
   drop: (one, tools) => ask({
     title: `Throw the draft ${one.id} away?`, label: "Throw it away", tone: "danger",
-    text: [one.share === null ? "Nothing of it is in force." : "What was released stays in force."],
+    text: [one.share === null || removed(one) ? "Nothing of it is in force." : "What was released stays in force."],
     act: ({ reason }) => api.drop(one.id, reason).then(() => (leave(`The draft ${one.id} is gone`, tools), true)),
   }, tools),
 };
@@ -92,13 +96,19 @@ function steps(one, tools) {
 
 /** How far it is: each step with who took it. */
 function way(one) {
-  const { author, approved_by: by, needs_approval: waits, share } = one;
+  const { author, approved_by: by, needs_approval: waits } = one;
   const mark = (name, text, state) => h("li", { class: state, "data-step": name }, h("b", {}, name), h("small", {}, text));
   const tried = current(one);
   return h("ol", { class: "way" }, mark("Written", `by ${author}`, "done"),
-    mark("Tried", tried ? `on ${plural(tried.replayed, "request")}` : "not in this tab", tried ? "done" : ""),
+    mark("Tried", tried ? `on ${plural(tried.replayed, "request")}` : "not in this tab", tried?.replayed ? "done" : ""),
     mark("Approved", by ? `by ${by}` : waits ? "waits for somebody else" : "not needed here", by ? "done" : waits ? "now" : ""),
-    mark("Released", share === null ? "not yet" : share >= 1 ? "to everybody" : `to ${percent(share)} of the people`, share === null ? "" : "done"));
+    mark("Released", ...released(one)));
+}
+
+function released(one) {
+  if (one.share === null) return ["not yet", ""];
+  if (removed(one)) return ["removed since", ""];
+  return [one.share >= 1 ? "to everybody" : `to ${percent(one.share)} of the people`, "done"];
 }
 
 /** Whoever wrote a draft cannot agree to it: what to do about that, where agreement is needed. */
@@ -115,8 +125,10 @@ function differences(one) {
     const text = one.share === null ? "It changes nothing: the rule in force says the same." : "It is in force as it stands here.";
     return [h("p", { class: "note" }, text), one.rule && spelled(one.rule)];
   }
-  const fresh = rows.every(([, { current: now }]) => now === null);
-  if (fresh) return [h("p", { class: "note" }, "There is no rule of this name yet."), spelled(one.rule)];
+  if (absent(one)) {
+    const text = removed(one) ? "The rule was removed since." : "There is no rule of this name yet.";
+    return [h("p", { class: "note" }, text), spelled(one.rule)];
+  }
   if (!one.rule) return h("p", { class: "alarm" }, "The rule is removed.");
   const lines = rows.map(([field, { current: now, draft }]) => h("tr", { "data-field": field },
     h("th", { scope: "row" }, field.replaceAll("_", " ")), h("td", { class: "gone" }, value(field, now)), h("td", { class: "come" }, value(field, draft))));

@@ -79,10 +79,11 @@ function animate(root, cards, old, tops) {
   }
 }
 
-/** How far the two lists differ, in one sentence. */
-export function compare([personal, everyone]) {
+/** How far the two lists differ, in one sentence; where nothing is known of the person, chance alone sets them apart. */
+export function compare([personal, everyone], known) {
   const shared = new Set(everyone.answer?.items.map((entry) => entry.item_id));
   const own = personal.answer?.items.filter((entry) => !shared.has(entry.item_id)).length;
-  const sentence = own ? `${own} of ${personal.answer.items.length} chosen for this person` : "The same items as for everyone";
+  const differ = own ? `${own} of ${personal.answer.items.length} chosen for this person` : "The same items as for everyone";
+  const sentence = known ? differ : "Nothing known yet";
   $("personalized-note").textContent = personal.answer?.items.length && everyone.answer ? sentence : "";
 }

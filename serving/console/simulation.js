@@ -97,12 +97,17 @@ function examples(found) {
   return h("section", { class: "compare wide" }, h("h4", {}, "Where it changes most"), h("ul", { class: "examples" }, found.examples.map(example)));
 }
 
+/** Why there is nothing to show: pages are counted whether the draft speaks of their placements or not. */
+function nothing({ logged, pages }) {
+  if (logged) return h("p", { class: "empty" }, "No logged request could be asked again.");
+  const many = plural(pages, "request for a whole page is", "requests for whole pages are");
+  return h("p", { class: "empty" }, "No list of its placements was logged.",
+    h("small", {}, pages > 0 && `${many} not asked again. `,
+      "Lists are logged as they are answered: open some, wait a second, and try it again."));
+}
+
 export function renderSimulation(found) {
-  if (!found.replayed) {
-    return [h("p", { class: "empty" }, "No logged request could be asked again.",
-      h("small", {}, found.pages ? "There were pages only, and their lists are not asked again: ask for lists of their placements, and try it again."
-        : "Lists are logged as they are answered: open some, wait a second, and try it again."))];
-  }
+  if (!found.replayed) return [nothing(found)];
   const few = found.replayed < found.logged && `; there was no time for ${plural(found.logged - found.replayed, "more", "more")}`;
   const idle = found.never.includes(found.rule)
     && h("p", { class: "hint" }, "The draft itself did nothing on any of these requests: nothing was found out about it.");

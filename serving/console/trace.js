@@ -76,7 +76,7 @@ function amount(stage) {
 
 function renderStage(stage, widest) {
   const results = [...(stage.removed ?? []), ...(stage.effects ?? [])];
-  const head = [h("b", {}, words(stage.name)), h("span", {}, amount(stage)), h("small", {}, milliseconds(stage.milliseconds))];
+  const head = [h("b", {}, words(stage.name)), h("span", {}, amount(stage), h("small", {}, milliseconds(stage.milliseconds)))];
   const bar = stage.kind === "source" && h("i", { class: "bar" });
   if (bar) bar.style.setProperty("--share", found(stage) / Math.max(widest, 1));
   const more = stage.kind === "filter" ? removedBy(stage) - results.length : 0;
