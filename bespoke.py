@@ -34,7 +34,7 @@ COMMANDS = {
     "serve": ("serving.cli", "Serve until Ctrl-C: every answer follows the last event."),
     "release": ("serving.cli", "List, try, promote and take back releases."),
     "stop": ("serving.cli", "Stop the service on a port, also one whose command line was killed."),
-    "recommend": ("serving.cli", "Ask a running service for a person's list."),
+    "recommend": ("serving.ask", "Ask a running service for a person's list."),
     "export": (
         "serving.upkeep",
         "Write what happened since the last export to Parquet, for `bespoke train --data-dir`.",
