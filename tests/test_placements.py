@@ -77,6 +77,15 @@ def test_what_was_disliked_is_nothing_to_start_from(engine: Engine) -> None:
     assert answer.anchor.item_id == "g1-3"
 
 
+def test_a_placement_that_nobody_has_described_is_said(patient: Engine) -> None:
+    assert "placement 'hoem'" in ask(patient, placement="hoem").unserved["placement"]
+    for known in ("default", "for_you"):
+        assert "placement" not in ask(patient, placement=known).unserved
+    patient.store.documents.put("placement", "hoem", {"id": "hoem"}, by="test")
+    patient.refresh()
+    assert "placement" not in ask(patient, placement="hoem").unserved
+
+
 def test_what_is_bought_together_comes_closest_first(patient: Engine) -> None:
     answer = ask(patient, user_id=None, similar_to="g1-7", placement="bought_together", k=0)
     assert ids(answer) == ["g2-7", "g3-7"]

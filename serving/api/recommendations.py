@@ -116,7 +116,8 @@ class CounterfactualOut(Body):
 class AnswerOut(Body):
     """A list, with everything needed to account for it.
 
-    `unserved` says of sources and values of the placement why this release or catalogue cannot serve them.
+    `unserved` says of sources and values of the placement why this release or catalogue cannot serve them, and of a
+    `placement` that nobody has described that the default one answers.
     """
 
     recommendation_id: str

@@ -86,6 +86,10 @@ class Work:
         self.unserved: dict[str, str] = {"personalization": REFUSED} if self.refused else {}
         self.milliseconds: dict[str, float] = {}
         self.exhausted = False
+        if self.placement.id != query.placement and query.draft is None and changed is None:
+            self.unserved["placement"] = (
+                f"nobody has described a placement '{query.placement}'; the default one answers"
+            )
         if stranger:
             self.degrade("profile")
 
