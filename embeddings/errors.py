@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from embeddings.sentences import near
+
 
 class BespokeError(Exception):
     """Base of every deliberate error: `message` is a sentence for people, `field` names the culprit if there is one."""
@@ -143,10 +145,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, field: str | Non
     >>> unknown_name("attribute", "colour", ["color", "size"]).message
     "unknown attribute 'colour'; did you mean 'color'? known: color, size"
     """
-    import difflib
-
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    hint = near(name, names) or ";"
     shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "") if names else "none"
     return InputError(f"unknown {kind} '{name}'{hint} known: {shown}", field=field)

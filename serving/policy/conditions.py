@@ -165,6 +165,11 @@ class Comparison(Condition):
     def __post_init__(self) -> None:
         object.__setattr__(self, "_selection", _selection(self.op, self.value))
 
+    @property
+    def values(self) -> tuple[Scalar, ...]:
+        """What it compares with, one value or several."""
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
     def _leaves(self) -> Iterator[Leaf]:
         yield self
 

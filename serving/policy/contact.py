@@ -17,8 +17,6 @@ from embeddings.sentences import sentence
 ZONE = "time_zone"
 """The attribute of a person that says where they live, such as Europe/Berlin."""
 
-MINUTES = 24 * 60
-
 
 def _clock(text: str) -> str:
     if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", text):

@@ -183,11 +183,6 @@ class Content(PolicyDocument):
         """The name under which what was shown is counted: contents of a group share one."""
         return f"group {self.group}" if self.group is not None else f"content {self.id}"
 
-    @property
-    def longest_days(self) -> float:
-        """How far back the caps look."""
-        return max((cap.days for cap in self.caps), default=0.0)
-
     def on_channel(self, context: Mapping[str, Any]) -> bool:
         """Whether a request with these facts is on its channel."""
         return self.channel is None or context.get("channel") == self.channel

@@ -151,13 +151,13 @@ def _possible(name: str, leaves: Sequence[Comparison], without: Sequence[Compari
         return not domain.always and not asked and not any(leaf.op == "exists" and leaf.value for leaf in leaves)
     asked = [leaf for leaf in asked if leaf.op != "within_days"]
     without = [leaf for leaf in without if leaf.op != "within_days"]
-    named = [leaf.value if isinstance(leaf.value, tuple) else (leaf.value,) for leaf in asked if leaf.op in LISTED]
+    named = [leaf.values for leaf in asked if leaf.op in LISTED]
     # What is known of a person may have several values at once, a fact of the request or of the time has one.
     if name not in DOMAINS and not name.startswith("context."):
         unequal = [leaf for leaf in asked if leaf.op == "ne"]
         return all(any(_fulfils(name, value, unequal, without) for value in values) for values in named)
     every = [*asked, *without]
-    if len(every) * sum(len(leaf.value) if isinstance(leaf.value, tuple) else 1 for leaf in every) > MOST:
+    if len(every) * sum(len(leaf.values) for leaf in every) > MOST:
         return True  # nobody waits for that
     tried = _candidates(name, domain, every, named, now)
     return tried is None or any(_fulfils(name, value, asked, without) for value in tried)
@@ -174,7 +174,7 @@ def _candidates(
     name: str, domain: Domain, leaves: Sequence[Comparison], named: Sequence[Sequence[Scalar]], now: float | None
 ) -> Iterable[Scalar] | None:
     """Values of which one fulfils the comparisons if any does; None where there is no such list."""
-    values = [one for leaf in leaves for one in (leaf.value if isinstance(leaf.value, tuple) else (leaf.value,))]
+    values = [one for leaf in leaves for one in leaf.values]
     if domain.values:
         return domain.values
     numbers = [one for value in values for one in bounds(value).get(float, ())]

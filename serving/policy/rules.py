@@ -222,7 +222,7 @@ def segments_named(when: Condition | None) -> Iterator[str]:
     """The segments that a condition names."""
     for leaf in [] if when is None else when.comparisons(SEGMENT):
         if leaf.op in ("eq", "ne", "in", "contains"):
-            yield from map(str, leaf.value if isinstance(leaf.value, tuple) else (leaf.value,))
+            yield from map(str, leaf.values)
 
 
 def check_segments(when: Condition | None, references: References, *, field: str) -> None:

@@ -66,8 +66,7 @@ class Segment(PolicyDocument):
             raise InputError(f"when: nobody can ever be in it: {why}", field="when")
         # Anything else would depend on which segments were asked before, and on this one itself.
         for leaf in [] if self.when is None else self.when.comparisons(SEGMENT):
-            values = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
-            if leaf.op not in NAMING or not all(isinstance(one, str) for one in values):
+            if leaf.op not in NAMING or not all(isinstance(one, str) for one in leaf.values):
                 raise InputError(
                     f"when: a segment names the segments it asks for: '{SEGMENT}' takes {', '.join(NAMING)} with ids here; "
                     "for people who are not in one, put that into 'not'",

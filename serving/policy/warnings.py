@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from embeddings.arrays import Mask
+from embeddings.sentences import near
 from serving.policy.compiled import Policy
 from serving.policy.conditions import ANY, Condition
 from serving.policy.conflicts import conflicts
@@ -71,8 +71,8 @@ def _placements(document: PolicyDocument, policy: Policy) -> Iterator[str]:
     known = policy.documents[PLACEMENTS.name]
     for field, name in dict.fromkeys(named):
         if name not in known:
-            near = _near(name, known) or "; requests may ask for it all the same"
-            yield f"{field}: nobody has described a placement '{name}'{near}"
+            hint = near(name, known) or "; requests may ask for it all the same"
+            yield f"{field}: nobody has described a placement '{name}'{hint}"
 
 
 def _events(document: PolicyDocument, world: World) -> Iterator[str]:
@@ -89,7 +89,7 @@ def _events(document: PolicyDocument, world: World) -> Iterator[str]:
             named += [("events.click", document.events.click), ("events.purchase", document.events.purchase)]
     for field, name in dict.fromkeys(named):
         if name not in known and name != ANY:
-            yield f"{field}: the model release knows no events of type '{name}'{_near(name, known)}"
+            yield f"{field}: the model release knows no events of type '{name}'{near(name, known)}"
 
 
 def _objectives(document: PolicyDocument, world: World) -> Iterator[str]:
@@ -125,8 +125,3 @@ def _items(document: PolicyDocument, policy: Policy, world: World) -> Iterator[s
         pins = [one for one in policy.rules if isinstance(one.action, Pin)]
         for one in conflicts(document, pins, mask):
             yield f"action: it meets the rule '{one.other}': {one.text}"
-
-
-def _near(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""

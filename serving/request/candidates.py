@@ -24,12 +24,6 @@ class Candidates:
     retrieval: Floats  # [K]
     score: Floats  # [K]
 
-    @classmethod
-    def empty(cls) -> Candidates:
-        """A batch without candidates."""
-        none = np.zeros(0, dtype=np.float32)
-        return cls(rows=np.zeros(0, dtype=np.int64), found_by=np.zeros(0, dtype=np.uint32), retrieval=none, score=none)
-
     def __len__(self) -> int:
         return len(self.rows)
 
